@@ -1,0 +1,55 @@
+# Each target does all of its own set-up in .venv, once. A stamp named after
+# the contents of the requirements says that it was done.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP_FILES := setup.py pyproject.toml $(sort $(wildcard requirements/*.txt))
+KEY := $(shell cat $(SETUP_FILES) | cksum | cut -d' ' -f1)
+RUNTIME_STAMP := $(VENV)/.installed-$(KEY)
+TESTS_STAMP := $(VENV)/.installed-tests-$(KEY)
+# Applies to packages that pip builds from source, too.
+PIP := PIP_CONSTRAINT=requirements/constraints.txt \
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+PYTEST_ARGS ?= -n auto
+
+# Keep "Leaving directory" from following the last line of a script.
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := test
+.PHONY: test quickstart lint format clean
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+quickstart: $(RUNTIME_STAMP)
+	@$(BIN)/python tools/quickstart.py
+
+lint: $(TESTS_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(TESTS_STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info work_dirs docs/_build transmamba_mm/.mim \
+		.import_linter_cache .pytest_cache .ruff_cache .hypothesis $(VENV)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo 'Python 3.9 or newer not found' >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || \
+		{ echo '$(PYTHON) is older than Python 3.9' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME_STAMP): | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(TESTS_STAMP): | $(BIN)/python
+	$(PIP) -e '.[tests]'
+	@touch $@ $(RUNTIME_STAMP)

@@ -1,0 +1,41 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Options and fixtures that all tests share."""
+
+import os
+from pathlib import Path
+
+# Before torch: the suite runs in parallel workers on few cores.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import transmamba_mm  # noqa: E402, F401
+
+GOLDEN_DIR = Path(__file__).parent / 'data' / 'golden'
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        '--golden-dir',
+        default=str(GOLDEN_DIR),
+        help='folder of golden .npz files for test_golden.py',
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'gpu: needs a CUDA device')
+
+
+def pytest_collection_modifyitems(config, items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason='no CUDA device')
+    for item in items:
+        if 'gpu' in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

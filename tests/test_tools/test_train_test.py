@@ -1,0 +1,202 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""tools/train.py, tools/test.py and their launchers, on a toy data set."""
+
+import json
+import os
+import pickle
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.device import get_device
+from PIL import Image
+
+TOOLS = Path(__file__).resolve().parents[2] / 'tools'
+CONFIG = """
+custom_imports = dict(imports=['transmamba_mm'], allow_failed_imports=False)
+default_scope = 'mmpretrain'
+model = dict(
+    type='ImageClassifier',
+    data_preprocessor=dict(num_classes=2, mean=[128] * 3, std=[64] * 3),
+    backbone=dict(
+        type='VisionTransformer',
+        arch=dict(embed_dims=8, num_layers=1, num_heads=2,
+                  feedforward_channels=16),
+        img_size=16, patch_size=8),
+    head=dict(type='VisionTransformerClsHead', num_classes=2, in_channels=8))
+_loader = dict(
+    batch_size=4, num_workers=0,
+    dataset=dict(
+        type='CustomDataset', data_prefix='DATA',
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]))
+train_dataloader = dict(
+    sampler=dict(type='DefaultSampler', shuffle=True), **_loader)
+test_dataloader = dict(
+    sampler=dict(type='DefaultSampler', shuffle=False), **_loader)
+val_dataloader = test_dataloader
+test_evaluator = val_evaluator = dict(type='Accuracy', topk=(1,))
+train_cfg = dict(by_epoch=True, max_epochs=1)
+val_cfg = dict()
+test_cfg = dict()
+auto_scale_lr = dict(base_batch_size=8)
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3))
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=1),
+    visualization=dict(type='VisualizationHook', enable=False))
+visualizer = dict(type='UniversalVisualizer',
+                  vis_backends=[dict(type='LocalVisBackend')])
+"""
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    """A folder with a config, eight pictures and a first checkpoint."""
+    root = tmp_path_factory.mktemp('project')
+    generator = np.random.default_rng(0)
+    for i in range(8):
+        folder = root / 'data' / 'ab'[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f'{i}.png')
+    config = CONFIG.replace('DATA', str(root / 'data'))
+    (root / 'toy.py').write_text(config)
+    out = run_tool(root, 'train.py', 'toy.py', '--amp', '--auto-scale-lr')
+    (root / 'first.log').write_text(out)
+    return root
+
+
+def run_tool(root, tool, *args, fails=False):
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable)
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR'):
+        env.pop(name, None)
+    command = [sys.executable] if tool.endswith('.py') else ['bash']
+    result = subprocess.run(
+        [*command, str(TOOLS / tool), *map(str, args)],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode != 0) == fails, result.stderr
+    return result.stdout + result.stderr
+
+
+def test_train_with_amp(project):
+    log = (project / 'first.log').read_text()
+    assert 'Epoch(train) [1][2/2]' in log
+    assert 'accuracy/top1' in log
+    assert (project / 'work_dirs/toy/epoch_1.pth').exists()
+    if get_device() == 'cpu':
+        assert "type='transmamba.CpuAmpOptimWrapper'" in log
+
+
+def test_resume_and_no_validate(project):
+    log = run_tool(
+        project,
+        'train.py',
+        'toy.py',
+        '--resume',
+        'work_dirs/toy/epoch_1.pth',
+        '--no-validate',
+        '--work-dir',
+        'resumed',
+        '--cfg-options',
+        'train_cfg.max_epochs=2',
+    )
+    assert 'resumed epoch: 1, iter: 2' in log
+    assert 'Epoch(val)' not in log
+    assert (project / 'resumed/epoch_2.pth').exists()
+
+
+def test_predictions_with_tta_and_pictures(project):
+    run_tool(
+        project,
+        'test.py',
+        'toy.py',
+        'work_dirs/toy/epoch_1.pth',
+        '--tta',
+        '--out',
+        'pred.pkl',
+        '--show-dir',
+        'shown',
+        '--interval',
+        '4',
+    )
+    predictions = pickle.loads((project / 'pred.pkl').read_bytes())
+    assert len(predictions) == 8
+    assert len(predictions[0]['pred_score']) == 2
+    assert len(list(project.glob('**/shown/**/*.png'))) == 2
+
+
+def test_metrics_with_amp(project):
+    run_tool(
+        project,
+        'test.py',
+        'toy.py',
+        'work_dirs/toy/epoch_1.pth',
+        '--amp',
+        '--out',
+        'metrics.json',
+        '--out-item',
+        'metrics',
+    )
+    metrics = json.loads((project / 'metrics.json').read_text())
+    assert 0 <= metrics['accuracy/top1'] <= 100
+
+
+@pytest.mark.skipif(
+    get_device() != 'cpu', reason='needs a machine without GPU'
+)
+def test_two_processes_without_a_gpu(project, monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        monkeypatch.setenv('PORT', str(probe.getsockname()[1]))
+    log = run_tool(project, 'dist_train.sh', 'toy.py', 2, '--work-dir', 'two')
+    # Each of the two processes sees half of the eight pictures.
+    assert 'Epoch(train) [1][1/1]' in log
+    assert re.search(r'Distributed training: True', log)
+    assert (project / 'two/epoch_1.pth').exists()
+
+
+@pytest.mark.parametrize(
+    ('tool', 'args', 'message'),
+    [
+        ('train.py', ['gone.py'], "config file 'gone.py' does not exist"),
+        (
+            'train.py',
+            ['toy.py', '--resume', 'gone.pth'],
+            "checkpoint 'gone.pth' does not exist",
+        ),
+        (
+            'train.py',
+            ['toy.py', '--cfg-options', 'trian_cfg.max_epochs=3'],
+            "'trian_cfg' (did you mean 'train_cfg'?)",
+        ),
+        (
+            'test.py',
+            ['toy.py', 'gone.pth'],
+            "checkpoint 'gone.pth' does not exist",
+        ),
+    ],
+)
+def test_mistakes_are_named_in_one_line(project, tool, args, message):
+    log = run_tool(project, tool, *args, fails=True)
+    lines = [line for line in log.splitlines() if line.startswith('error')]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert 'Traceback' not in log
+
+
+def test_print_config(project):
+    out = run_tool(
+        project,
+        'misc/print_config.py',
+        'toy.py',
+        '--cfg-options',
+        'train_cfg.max_epochs=7',
+    )
+    assert 'max_epochs=7' in out

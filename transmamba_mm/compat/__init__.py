@@ -1,0 +1,74 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Everything that exists only because another package is old.
+
+One file per cured problem; the head of each file says what it cures, in
+which versions, and when it can be deleted. :func:`apply` runs them all and
+is called by ``transmamba_mm/__init__.py`` before anything else, because two
+of the cures must be in place before ``mmrazor.models`` and
+``mmpretrain.models`` are imported for the first time.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from .checkpoints import allow_mmengine_checkpoints
+from .cpu_training import CpuAmpOptimWrapper, prepare_cpu_launch
+from .environment import Problem, find_problems
+from .mmcv_hue import fix_adjust_hue
+from .mmpretrain_multimodal import guard_multimodal
+from .mmrazor_kd import ensure_mmrazor
+
+__all__ = [
+    'CpuAmpOptimWrapper',
+    'Problem',
+    'allow_mmengine_checkpoints',
+    'apply',
+    'ensure_mmrazor',
+    'find_problems',
+    'fix_adjust_hue',
+    'guard_multimodal',
+    'prepare_cpu_launch',
+]
+
+# In the order in which they must run.
+_CURES = {
+    'mmpretrain multimodal guard': guard_multimodal,
+    'mmrazor distillation half': ensure_mmrazor,
+    'mmengine checkpoints': allow_mmengine_checkpoints,
+    'mmcv hue on numpy 2': fix_adjust_hue,
+}
+
+_status: dict[str, str] = {}
+
+
+def apply() -> dict[str, str]:
+    """Apply every cure once; later calls return the same answer.
+
+    Returns:
+        dict[str, str]: For each cure, one line saying what it found and did.
+
+    Raises:
+        ImportError: If a required package is missing or its version cannot
+            work. The message holds one line per problem, with its fix.
+    """
+    if _status:
+        return dict(_status)
+    fatal = [str(p) for p in find_problems() if p.breaks_import]
+    if fatal:
+        # The failure that follows usually names something unrelated.
+        warnings.warn(_explain(fatal), RuntimeWarning, stacklevel=2)
+    done = {}
+    for name, cure in _CURES.items():
+        try:
+            done[name] = cure()
+        except (ImportError, AssertionError) as error:
+            raise ImportError(_explain(fatal or [str(error)])) from error
+    _status.update(done)
+    return dict(_status)
+
+
+def _explain(lines: list[str]) -> str:
+    return '\n  - '.join(
+        ['transmamba_mm does not run in this environment:', *lines]
+    )

@@ -1,0 +1,212 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Stage two as an mmrazor algorithm."""
+
+from typing import Optional, Union
+
+import torch
+from mmengine.dist import is_distributed
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
+from mmrazor.models.algorithms import SingleTeacherDistill
+from mmrazor.models.utils import add_prefix
+from torch import Tensor, nn
+
+from transmamba_mm.registry import MODELS
+from transmamba_mm.utils.checkpoint import read_state_dict
+
+# Not part of a teacher: preprocessing constants, and the buffers that
+# mmpretrain's EMA used to write beside the weights.
+_IGNORED_PREFIXES = ('data_preprocessor.', 'ema_')
+
+
+@MODELS.register_module()
+class TransMambaDistill(SingleTeacherDistill):
+    """Distils a frozen Transformer into a student (TransMamba, Eq. 11).
+
+    The loss is ``alpha * task + (1 - alpha) * ours``, where *ours* are the
+    distillation losses that declare ``alpha_weighted``, such as
+    :class:`~transmamba_mm.distill.AdaptiveBidirectionalDistill`. Losses of
+    other mmrazor distillers are added with their own weight. Without any
+    alpha-weighted loss, or once distillation is stopped, the task loss
+    counts in full.
+
+    The teacher is in eval mode and without gradient at all times, and
+    training refuses to start unless its checkpoint matches it entirely.
+
+    Args:
+        architecture (dict | BaseModel): The student.
+        teacher (dict | BaseModel): The teacher.
+        distiller (dict): An ``mmrazor.ConfigurableDistiller``.
+        teacher_ckpt (str, optional): Path or URL of the teacher's weights.
+            May be left out if the teacher's own ``init_cfg`` names a
+            pretrained checkpoint. It is read when weights are initialised,
+            so testing a distilled checkpoint does not need it.
+        alpha (float): Weight of the task loss, in [0, 1]. Defaults to 0.5.
+        data_preprocessor (dict | nn.Module, optional): A config without
+            ``type``, as mmpretrain writes it, is handed to the student,
+            which completes it. Defaults to None.
+        **kwargs: Further arguments of ``mmrazor.SingleTeacherDistill``.
+
+    Raises:
+        ValueError: If ``alpha`` is out of range, or, when weights are
+            initialised, if the teacher has no matching checkpoint.
+    """
+
+    def __init__(
+        self,
+        architecture: Union[dict, BaseModel],
+        teacher: Union[dict, BaseModel],
+        distiller: dict,
+        teacher_ckpt: Optional[str] = None,
+        alpha: float = 0.5,
+        data_preprocessor: Union[dict, nn.Module, None] = None,
+        **kwargs,
+    ) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f'alpha must lie in [0, 1], got {alpha}')
+        if isinstance(data_preprocessor, dict) and isinstance(
+            architecture, dict
+        ):
+            architecture = dict(architecture)
+            architecture.setdefault('data_preprocessor', data_preprocessor)
+            data_preprocessor = None
+        super().__init__(
+            distiller=distiller,
+            teacher=teacher,
+            architecture=architecture,
+            data_preprocessor=data_preprocessor,
+            **kwargs,
+        )
+        self.alpha = alpha
+        self.teacher_ckpt = teacher_ckpt or _pretrained_path(self.teacher)
+        # mmrazor's own switch is a silent no-op on torch >= 2; in-place
+        # activations would overwrite recorded features.
+        for module in self.modules():
+            if getattr(module, 'inplace', False):
+                module.inplace = False
+        for module in self.distiller.modules():
+            if hasattr(module, 'prepare_from_models'):
+                module.prepare_from_models(self.student, self.teacher)
+
+    # ------------------------------------------------------ the teacher
+
+    def init_weights(self) -> None:
+        """Initialises the student and loads the teacher."""
+        self.load_teacher()
+        super().init_weights()
+
+    def load_teacher(self) -> None:
+        """Loads ``teacher_ckpt`` into the teacher, all or nothing.
+
+        Raises:
+            ValueError: If there is no checkpoint, or any tensor is missing,
+                superfluous or of another shape.
+        """
+        if self.teacher_ckpt is None:
+            raise ValueError(
+                'the teacher has no weights: set teacher_ckpt (path or URL) '
+                'of TransMambaDistill'
+            )
+        state = {
+            key: value
+            for key, value in read_state_dict(self.teacher_ckpt).items()
+            if not key.startswith(_IGNORED_PREFIXES)
+        }
+        try:
+            self.teacher.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            lines = str(error).splitlines()
+            detail = '\n'.join(line[:300] for line in lines[1:7])
+            raise ValueError(
+                f"teacher checkpoint '{self.teacher_ckpt}' does not match "
+                f'the teacher {type(self.teacher).__name__}: give the '
+                f'checkpoint of this very architecture and number of '
+                f'classes.\n{detail}'
+            ) from error
+        # Keeps BaseModule.init_weights from initialising it anew.
+        self.teacher._is_init = True
+
+    def train(self, mode: bool = True) -> 'TransMambaDistill':
+        """Sets the mode of all but the teacher, which stays in eval mode."""
+        super().train(mode)
+        # nn.Module's own, because some backbones' eval() returns None.
+        nn.Module.train(self.teacher, False)
+        return self
+
+    # --------------------------------------------------------- the loss
+
+    def loss(
+        self,
+        batch_inputs: Tensor,
+        data_samples: Optional[list[BaseDataElement]] = None,
+    ) -> dict[str, Tensor]:
+        """Computes task and distillation losses.
+
+        Args:
+            batch_inputs (Tensor): Images (B, 3, H, W).
+            data_samples (list[BaseDataElement], optional): Annotations.
+
+        Returns:
+            dict[str, Tensor]: ``student.*`` and ``distill.*`` losses,
+            already weighted by alpha, and statistics whose names do not
+            contain "loss".
+        """
+        distiller = self.distiller
+        distiller.set_deliveries_override(False)
+        recorders = distiller.teacher_recorders
+        deliveries = distiller.deliveries
+        with recorders, deliveries, torch.no_grad():
+            self.teacher(batch_inputs, data_samples, mode='tensor')
+        distiller.set_deliveries_override(True)
+        recorders = distiller.student_recorders
+        trains = self.student_trainable and torch.is_grad_enabled()
+        with recorders, deliveries, torch.set_grad_enabled(trains):
+            task = self.student(batch_inputs, data_samples, mode='loss')
+
+        ours = {
+            name
+            for name, module in distiller.distill_losses.items()
+            if getattr(module, 'alpha_weighted', False)
+        }
+        alpha = 1.0 if self.distillation_stopped or not ours else self.alpha
+        losses = {}
+        if self.calculate_student_loss:
+            task = {
+                name: alpha * value if 'loss' in name else value
+                for name, value in task.items()
+            }
+            losses.update(add_prefix(task, 'student'))
+        if self.distillation_stopped:
+            losses.update(self._idle_loss())
+        else:
+            found = distiller.compute_distill_losses()
+            for name in ours:
+                found[name] = (1 - alpha) * found[name]
+                found.update(distiller.distill_losses[name].statistics())
+            losses.update(add_prefix(found, 'distill'))
+        self._forget_records()
+        return losses
+
+    def _idle_loss(self) -> dict[str, Tensor]:
+        """Keeps idle connectors in the graph, which DDP insists on."""
+        parameters = list(self.distiller.parameters())
+        if not is_distributed() or not parameters:
+            return {}
+        return {'distill.loss_idle': 0.0 * sum(p.sum() for p in parameters)}
+
+    def _forget_records(self) -> None:
+        """Frees the recorded graph; a model holding it cannot be copied."""
+        for manager in (
+            self.distiller.student_recorders,
+            self.distiller.teacher_recorders,
+        ):
+            for recorder in manager.recorders.values():
+                recorder.reset_data_buffer()
+
+
+def _pretrained_path(teacher: nn.Module) -> Optional[str]:
+    """Checkpoint that a teacher's ``init_cfg`` names, if any."""
+    init_cfg = getattr(teacher, 'init_cfg', None)
+    if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+        return init_cfg['checkpoint']
+    return None

@@ -1,0 +1,183 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Feature calibration (TransMamba §3.2): student tokens to teacher width."""
+
+from collections.abc import Sequence
+from typing import Optional, Union
+
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from mmrazor.models.architectures.connectors.base_connector import (
+    BaseConnector,
+)
+from torch import Tensor, nn
+
+from transmamba_mm.models import find_mamba_backbone
+from transmamba_mm.registry import MODELS
+
+from .records import TapRecord
+
+
+class _Calibrator(nn.Module):
+    """Zero-pads the channels, then Linear, GELU, Linear.
+
+    Zero padding before a Linear selects its first columns, so the padded
+    tensor is never built. A student wider than the teacher gets a linear
+    reduction in place of the padding.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.reduce = (
+            nn.Linear(in_channels, out_channels, bias=False)
+            if in_channels > out_channels
+            else None
+        )
+        self.fc1 = nn.Linear(out_channels, out_channels)
+        self.fc2 = nn.Linear(out_channels, out_channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.reduce is not None:
+            tokens = self.reduce(tokens)
+        weight = self.fc1.weight[:, : tokens.shape[-1]]
+        hidden = F.gelu(F.linear(tokens, weight, self.fc1.bias))
+        return self.fc2(hidden)
+
+
+@MODELS.register_module()
+class FeatureCalibration(BaseConnector):
+    """Calibrates every tap to the width of the teacher.
+
+    By default there is one MLP per layer and direction. The sizes may be
+    left out when the connector is used inside
+    :class:`~transmamba_mm.distill.TransMambaDistill`, which tells it the
+    student and the teacher.
+
+    Args:
+        in_channels (int | Sequence[int], optional): Width of the taps, one
+            number or one per layer. Defaults to None, the student's.
+        out_channels (int, optional): Width of the teacher's tokens. Defaults
+            to None, the teacher's.
+        num_layers (int, optional): Student layers. Defaults to None, the
+            student's.
+        directions (Sequence[str], optional): Scan directions. Defaults to
+            None, the student's.
+        shared (bool): Use one MLP for all layers and directions. Defaults to
+            False.
+        grid (tuple[int, ...], optional): Interpolate taps to this token
+            grid first, for students whose grid differs from the teacher's.
+            Defaults to None, no interpolation.
+        init_cfg (dict, optional): mmengine initialisation.
+
+    Raises:
+        ValueError: If sizes are missing or contradict each other.
+    """
+
+    def __init__(
+        self,
+        in_channels: Union[int, Sequence[int], None] = None,
+        out_channels: Optional[int] = None,
+        num_layers: Optional[int] = None,
+        directions: Optional[Sequence[str]] = None,
+        shared: bool = False,
+        grid: Optional[tuple[int, ...]] = None,
+        init_cfg: Optional[dict] = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.num_layers = num_layers
+        self.directions = directions
+        self.shared = shared
+        self.grid = tuple(grid) if grid else None
+        self.mlps: Optional[nn.ModuleList] = None
+        if None not in (in_channels, out_channels, num_layers, directions):
+            self._build()
+
+    def prepare_from_models(
+        self, student: nn.Module, teacher: nn.Module
+    ) -> None:
+        """Fills in the sizes that were left out and builds the MLPs."""
+        if self.mlps is not None:
+            return
+        backbone = find_mamba_backbone(student)
+        if self.in_channels is None:
+            self.in_channels = backbone.layer_dims
+        if self.num_layers is None:
+            self.num_layers = backbone.num_layers
+        if self.directions is None:
+            self.directions = backbone.directions
+        if self.out_channels is None:
+            self.out_channels = _width_of(teacher)
+        self._build()
+
+    def _build(self) -> None:
+        widths = self.in_channels
+        if isinstance(widths, int):
+            widths = [widths] * self.num_layers
+        if len(widths) != self.num_layers:
+            raise ValueError(
+                f'in_channels has {len(widths)} widths for num_layers='
+                f'{self.num_layers}'
+            )
+        if max(widths) > self.out_channels:
+            print_log(
+                f'FeatureCalibration: the student ({max(widths)} channels) '
+                f'is wider than the teacher ({self.out_channels}); a linear '
+                f'reduction replaces the zero padding',
+                logger='current',
+            )
+        if self.shared:
+            if len(set(widths)) > 1 and max(widths) > self.out_channels:
+                raise ValueError(
+                    'shared=True needs taps no wider than the teacher'
+                )
+            self.mlps = nn.ModuleList(
+                [_Calibrator(max(widths), self.out_channels)]
+            )
+        else:
+            self.mlps = nn.ModuleList(
+                _Calibrator(width, self.out_channels)
+                for width in widths
+                for _ in self.directions
+            )
+
+    def forward_train(self, feature: list[TapRecord]) -> list[TapRecord]:
+        """Calibrates the taps (B, L, C_s) to (B, L, out_channels)."""
+        if self.mlps is None:
+            raise ValueError(
+                'FeatureCalibration does not know its sizes: give '
+                'in_channels, out_channels, num_layers and directions, or '
+                'use it inside transmamba.TransMambaDistill'
+            )
+        return [self._calibrate(record) for record in feature]
+
+    def _calibrate(self, record: TapRecord) -> TapRecord:
+        if self.grid is not None:
+            record = record.resized(self.grid)
+        index = 0
+        if not self.shared:
+            place = list(self.directions).index(record.direction)
+            index = record.layer * len(self.directions) + place
+        mlp = self.mlps[index]
+        width = record.tokens.shape[-1]
+        if width != mlp.in_channels and not self.shared:
+            raise ValueError(
+                f'FeatureCalibration expects {mlp.in_channels} channels at '
+                f'layer {record.layer}, the tap has {width}; set in_channels '
+                f"(with tap='inner' it is expand * d_model)"
+            )
+        return record.with_tokens(mlp(record.tokens))
+
+
+def _width_of(teacher: nn.Module) -> int:
+    """Token width of a teacher, from its declared ``embed_dims``."""
+    for module in teacher.modules():
+        for attribute in ('embed_dims', 'embed_dim', 'num_features'):
+            value = getattr(module, attribute, None)
+            if isinstance(value, int):
+                return value
+    raise ValueError(
+        f'{type(teacher).__name__} does not declare its token width: set '
+        f'out_channels of FeatureCalibration'
+    )

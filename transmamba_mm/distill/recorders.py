@@ -1,0 +1,276 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""mmrazor recorders that gather many modules into one record.
+
+Stock recorders hold one module each, and mmrazor's loss mappings take one
+record per loss argument. These gather all layers, and for students all scan
+directions, in one record. They attach their hooks for the recorded pass only.
+"""
+
+import re
+from typing import Any, Optional
+
+from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
+from torch import Tensor, nn
+
+from transmamba_mm.models import MambaBackbone, find_mamba_backbone
+from transmamba_mm.registry import TASK_UTILS
+
+from .records import TapRecord
+
+
+def _extra_tokens_of(model: nn.Module, path: str) -> Optional[int]:
+    """Class tokens declared by the module at ``path`` or above it."""
+    parts = path.split('.')
+    for end in range(len(parts), -1, -1):
+        module = model.get_submodule('.'.join(parts[:end]))
+        for attribute in ('num_extra_tokens', 'num_prefix_tokens'):
+            value = getattr(module, attribute, None)
+            if isinstance(value, int):
+                return value
+    return None
+
+
+@TASK_UTILS.register_module()
+class LayerwiseOutputsRecorder(BaseRecorder):
+    r"""Records the outputs of all modules that match a pattern.
+
+    The record is a list of outputs in module order. Written in configs
+    without the suffix, ``type='transmamba.LayerwiseOutputs'``.
+
+    Args:
+        source (str): Regular expression that must match a module's name in
+            full, e.g. ``r'backbone\\.layers\\.\\d+'``.
+
+    Raises:
+        ValueError: If no module matches (when the recorder is initialised),
+            or if a module did not run exactly once (when it is read).
+    """
+
+    def __init__(self, source: str) -> None:
+        super().__init__(source)
+        self._modules: dict[str, nn.Module] = {}
+        self._outputs: dict[str, list[Any]] = {}
+        self._handles: list[Any] = []
+
+    def prepare_from_model(self, model: Optional[nn.Module] = None) -> None:
+        """Finds the modules."""
+        self._modules = {
+            name: module
+            for name, module in model.named_modules()
+            if re.fullmatch(self.source, name)
+        }
+        if not self._modules:
+            last = self.source.rsplit('.', 1)[-1].rstrip('+*$')
+            near = [n for n, _ in model.named_modules() if last in n][:3]
+            hint = f'; names like {near}' if near and last else ''
+            raise ValueError(
+                f'recorder source {self.source!r} matches no module of '
+                f'{type(model).__name__}{hint}. It is a regular expression '
+                f'for the whole module name; print(model) shows the names'
+            )
+
+    def _keep(self, name: str, output: Any) -> None:
+        self._outputs.setdefault(name, []).append(output)
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._outputs = {}
+        for name, module in self._modules.items():
+            self._handles.append(
+                module.register_forward_hook(
+                    lambda m, i, output, name=name: self._keep(name, output)
+                )
+            )
+
+    def __exit__(self, exc_type, exc_value, traceback) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if exc_type is None:
+            self._data_buffer.append(self._collect())
+
+    def _collect(self) -> list[Any]:
+        for name in self._modules:
+            runs = len(self._outputs.get(name, ()))
+            if runs != 1:
+                raise ValueError(
+                    f'recorded module {name!r} ran {runs} times in one '
+                    f'forward pass instead of once'
+                )
+        return [self._outputs[name][0] for name in self._modules]
+
+    def reset_data_buffer(self) -> None:
+        """Forgets all records, and with them the graph they hold."""
+        super().reset_data_buffer()
+        self._outputs = {}
+
+
+@TASK_UTILS.register_module()
+class PatchTokensRecorder(LayerwiseOutputsRecorder):
+    r"""Records a Transformer's patch tokens, class tokens cut off.
+
+    The record is a list of (B, L, C), one per matching module in module
+    order; with the default source it has one entry, the teacher's last layer
+    after its final norm. In configs ``type='transmamba.PatchTokens'``.
+
+    Args:
+        source (str): Regular expression of the modules. Defaults to
+            ``r'backbone\\.ln1'``, the final norm of mmpretrain's ViTs. All
+            layers, for ``teacher_layers='uniform'``, are
+            ``r'backbone\\.layers\\.\\d+|backbone\\.ln1'``: the final norm
+            then replaces the last layer, whose output it normalises.
+        num_extra_tokens (int, optional): Leading tokens to drop. Defaults to
+            None: read from ``num_extra_tokens`` (mmpretrain) or
+            ``num_prefix_tokens`` (timm) of the module around the source.
+
+    Raises:
+        ValueError: If nothing matches or the number of class tokens is
+            unknown.
+    """
+
+    def __init__(
+        self,
+        source: str = r'backbone\.ln1',
+        num_extra_tokens: Optional[int] = None,
+    ) -> None:
+        super().__init__(source)
+        self.num_extra_tokens = num_extra_tokens
+
+    def prepare_from_model(self, model: Optional[nn.Module] = None) -> None:
+        """Finds the modules and the number of class tokens."""
+        super().prepare_from_model(model)
+        names = list(self._modules)
+        if self.num_extra_tokens is None:
+            self.num_extra_tokens = _extra_tokens_of(model, names[0])
+        if self.num_extra_tokens is None:
+            raise ValueError(
+                f'cannot tell how many class tokens precede the patches at '
+                f'{names[0]!r}: set num_extra_tokens of this recorder'
+            )
+
+    def _collect(self) -> list[Tensor]:
+        outputs = super()._collect()
+        stems = [re.sub(r'\d+', '#', name) for name in self._modules]
+        if len(set(stems)) == 2 and stems.count(stems[-1]) == 1:
+            # Layers and the final norm: the norm stands for the last layer.
+            del outputs[-2]
+        return [out[:, self.num_extra_tokens :] for out in outputs]
+
+
+@TASK_UTILS.register_module()
+class DirectionTapsRecorder(BaseRecorder):
+    """Records every layer and scan direction of a student.
+
+    The record is a list of
+    :class:`~transmamba_mm.distill.records.TapRecord`, layer by layer. What
+    there is to record is read from the student's
+    :class:`~transmamba_mm.models.MambaBackbone`, so the same config serves
+    every student. In configs ``type='transmamba.DirectionTaps'``.
+
+    Args:
+        tap (str): ``'out'``, each direction after ``out_proj``, width
+            d_model; ``'inner'``, before it, width d_inner; ``'residual'``,
+            the block's input plus the direction's output. Defaults to
+            ``'out'``.
+        directions (list[str], optional): Directions to record. Defaults to
+            None, all of the student's.
+
+    Raises:
+        ValueError: If ``tap`` or a direction does not exist.
+        TypeError: If the model holds no student backbone.
+    """
+
+    TAPS = ('out', 'inner', 'residual')
+
+    def __init__(
+        self, tap: str = 'out', directions: Optional[list[str]] = None
+    ) -> None:
+        super().__init__(source='student taps')
+        if tap not in self.TAPS:
+            raise ValueError(
+                f'tap must be one of {", ".join(self.TAPS)}, got {tap!r}'
+            )
+        self.tap = tap
+        self.directions = directions
+        self._backbone: Optional[MambaBackbone] = None
+        self._handles: list[Any] = []
+        self._records: list[TapRecord] = []
+        self._block_inputs: dict[int, Tensor] = {}
+
+    def prepare_from_model(self, model: Optional[nn.Module] = None) -> None:
+        """Finds the student backbone and checks the directions."""
+        self._backbone = find_mamba_backbone(model)
+        known = self._backbone.directions
+        unknown = set(self.directions or ()) - set(known)
+        if unknown:
+            raise ValueError(
+                f'the student has no scan direction '
+                f'{", ".join(sorted(unknown))}; it has {", ".join(known)}'
+            )
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._records = []
+        backbone = self._backbone
+        for layer, taps in enumerate(backbone.taps()):
+            kind = taps.inner if self.tap == 'inner' else taps.out
+            for direction in self.directions or backbone.directions:
+                self._handles.append(
+                    kind[direction].register_forward_hook(
+                        self._hook(layer, direction)
+                    )
+                )
+        if self.tap == 'residual':
+            for layer, block in enumerate(backbone.blocks()):
+                self._handles.append(
+                    block.register_forward_pre_hook(self._input_hook(layer))
+                )
+
+    def _input_hook(self, layer: int):
+        def hook(module: nn.Module, inputs: tuple) -> None:
+            self._block_inputs[layer] = inputs[0]
+
+        return hook
+
+    def _hook(self, layer: int, direction: str):
+        def hook(module: nn.Module, inputs: tuple, tokens: Tensor) -> None:
+            grid = tuple(inputs[1])
+            self._records.append(
+                self._make_record(layer, direction, tokens, grid)
+            )
+
+        return hook
+
+    def _make_record(
+        self, layer: int, direction: str, tokens: Tensor, grid: tuple
+    ) -> TapRecord:
+        backbone = self._backbone
+        skip = set(backbone.class_token_positions(direction, *grid))
+        if skip:
+            keep = [i for i in range(tokens.shape[1]) if i not in skip]
+            tokens = tokens[:, keep]
+
+        def scan_order(*on_grid: int) -> Tensor:
+            return backbone.scan_order(direction, *on_grid)
+
+        record = TapRecord(layer, direction, tokens, grid, scan_order)
+        if self.tap == 'residual':
+            stream = self._block_inputs[layer]
+            extra = stream.shape[1] - tokens.shape[1]
+            if extra:
+                raise ValueError(
+                    "tap='residual' supports students without class tokens"
+                )
+            stream = stream.index_select(1, record.order())
+            record = record.with_tokens(tokens + stream)
+        return record
+
+    def __exit__(self, exc_type, exc_value, traceback) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if exc_type is None:
+            self._data_buffer.append(self._records)
+        self._records, self._block_inputs = [], {}

@@ -1,0 +1,244 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""The contract between a student backbone and the transfer method.
+
+``transfer`` and ``distill`` know a student only through
+:class:`MambaBackbone`: its scan directions and orders, where its taps are,
+the width of each mixer, where class tokens sit, and the role of each
+parameter. A new backbone subclasses it and states these as data.
+"""
+
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Union
+
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from mmpretrain.models.utils import resize_pos_embed
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..layers import DirectionTaps
+from ..layers.taps import Grid
+from ..scan_orders import scan_order
+
+
+class MambaBackbone(BaseModule):
+    r"""Base class of student backbones, in mmpretrain's conventions.
+
+    A subclass registers ``patch_embed`` (with ``init_out_size``), ``layers``
+    and, if it has one, ``pos_embed``, and sets the class or instance
+    attributes below.
+
+    Attributes:
+        directions (tuple[str, ...]): Registered scan orders, one per scan
+            direction.
+        layer_dims (tuple[int, ...]): Width ``d_model`` of each mixer, in
+            depth order.
+        num_extra_tokens (int): Class tokens in the token sequence.
+        PARAM_ROLES (tuple[tuple[str, str], ...]): ``(pattern, role)`` pairs.
+            The first regular expression that matches a parameter name in
+            full gives its role in the vocabulary of
+            :mod:`transmamba_mm.transfer.roles`; ``\\1`` in the role stands
+            for the first group. Parameters without a role stay fresh.
+        OUT_TYPES (tuple[str, ...]): Supported ``out_type`` values.
+
+    Args:
+        out_indices (Sequence[int] | int): Layers whose output is returned;
+            negative counts from the end. Defaults to -1.
+        out_type (str): ``'raw'`` (B, L, C), ``'featmap'`` (B, C, h, w),
+            ``'avg_featmap'`` (B, C), or ``'cls_token'`` (B, C). Defaults to
+            ``'avg_featmap'``.
+        frozen_stages (int): Number of first layers to freeze together with
+            the embeddings; -1 freezes nothing. Defaults to -1.
+        norm_eval (bool): Keep BatchNorm statistics fixed while training.
+            Defaults to False.
+        init_cfg (dict | list[dict], optional): mmengine initialisation.
+    """
+
+    directions: tuple[str, ...] = ()
+    layer_dims: tuple[int, ...] = ()
+    num_extra_tokens: int = 0
+    PARAM_ROLES: ClassVar[tuple[tuple[str, str], ...]] = ()
+    OUT_TYPES: ClassVar[tuple[str, ...]] = ('raw', 'featmap', 'avg_featmap')
+
+    def __init__(
+        self,
+        out_indices: Union[int, Sequence[int]] = -1,
+        out_type: str = 'avg_featmap',
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        init_cfg: Union[dict, list[dict], None] = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if out_type not in self.OUT_TYPES:
+            raise ValueError(
+                f'{type(self).__name__} has no out_type {out_type!r}; '
+                f'choose from {", ".join(self.OUT_TYPES)}'
+            )
+        self._asked_out_indices = out_indices
+        self.out_type = out_type
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self._register_load_state_dict_pre_hook(self._fit_pos_embed)
+
+    # ------------------------------------------------------ the contract
+
+    @abstractmethod
+    def taps(self) -> list[DirectionTaps]:
+        """The taps of each mixer, in depth order."""
+
+    @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """The residual block around each mixer, in depth order.
+
+        A block's first input is the residual stream (B, L, C) in raster
+        order.
+        """
+
+    def scan_order(self, direction: str, *grid: int) -> Tensor:
+        """The order in which a direction visits the patch tokens.
+
+        Args:
+            direction (str): One of :attr:`directions`.
+            *grid (int): Patch grid: h, w.
+
+        Returns:
+            Tensor: LongTensor permutation of the raster patch indices,
+            without class tokens.
+        """
+        return scan_order(direction, *grid)
+
+    def class_token_positions(
+        self, direction: str, *grid: int
+    ) -> tuple[int, ...]:
+        """Where class tokens stand in a direction's scanned sequence."""
+        return ()
+
+    def param_roles(self) -> dict[str, str]:
+        """Role of every parameter that has one, by parameter name."""
+        roles = {}
+        for name, _ in self.named_parameters():
+            for pattern, role in self.PARAM_ROLES:
+                match = re.fullmatch(pattern, name)
+                if match:
+                    roles[name] = match.expand(role)
+                    break
+        return roles
+
+    # -------------------------------------------- mmpretrain's conventions
+
+    @property
+    def num_layers(self) -> int:
+        """int: Number of mixers."""
+        return len(self.layer_dims)
+
+    def _resolve_out_indices(self) -> tuple[int, ...]:
+        """Turns the asked ``out_indices`` into non-negative ones."""
+        asked = self._asked_out_indices
+        asked = [asked] if isinstance(asked, int) else list(asked)
+        resolved = []
+        for index in asked:
+            positive = index + self.num_layers if index < 0 else index
+            if not 0 <= positive < self.num_layers:
+                raise ValueError(
+                    f'out_indices holds {index}, but '
+                    f'{type(self).__name__} has {self.num_layers} layers'
+                )
+            resolved.append(positive)
+        return tuple(resolved)
+
+    def _format_output(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Shapes raster patch tokens (B, L, C) as ``out_type`` says."""
+        if self.out_type == 'raw':
+            return tokens
+        if self.out_type == 'featmap':
+            return tokens.mT.unflatten(2, grid)
+        return tokens.mean(dim=1)
+
+    def _fit_pos_embed(self, state_dict: dict, prefix: str, *args) -> None:
+        """Resizes a checkpoint's position embedding to this model's grid."""
+        name = f'{prefix}pos_embed'
+        own = getattr(self, 'pos_embed', None)
+        loaded = state_dict.get(name)
+        if own is None or loaded is None or own.shape == loaded.shape:
+            return
+        side = int((loaded.shape[1] - self.num_extra_tokens) ** 0.5)
+        if side * side + self.num_extra_tokens != loaded.shape[1]:
+            return  # not square: let the strict load report the shapes
+        print_log(
+            f'resize {name} from {side}x{side} to '
+            f'{"x".join(map(str, self.patch_embed.init_out_size))} tokens',
+            logger='current',
+        )
+        state_dict[name] = resize_pos_embed(
+            loaded,
+            (side, side),
+            self.patch_embed.init_out_size,
+            'bicubic',
+            self.num_extra_tokens,
+        )
+
+    def _freeze_stages(self) -> None:
+        """Freezes the embeddings and the first ``frozen_stages`` layers."""
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.patch_embed, *self.layers[: self.frozen_stages]]
+        if self.frozen_stages >= len(self.layers):
+            frozen.append(self.ln1)
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+        if getattr(self, 'pos_embed', None) is not None:
+            self.pos_embed.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'MambaBackbone':
+        """Sets the mode; frozen parts and frozen norms stay in eval mode."""
+        super().train(mode)
+        if mode:
+            self._freeze_stages()
+            if self.norm_eval:
+                for module in self.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.eval()
+        return self
+
+    def get_layer_depth(
+        self, param_name: str, prefix: str = ''
+    ) -> tuple[int, int]:
+        """Depth of a parameter for layer-wise learning-rate decay.
+
+        Args:
+            param_name (str): Full parameter name.
+            prefix (str): Prefix of this backbone's parameters. Defaults
+                to ``''``.
+
+        Returns:
+            tuple[int, int]: The depth, 0 for the stem and ``n - 1`` for what
+            follows the layers, and the number of depths ``n``.
+        """
+        depths = len(self.layers) + 2
+        if not param_name.startswith(prefix):
+            return depths - 1, depths
+        name = param_name[len(prefix) :]
+        if name.startswith(('pos_embed', 'cls_token', 'patch_embed')):
+            return 0, depths
+        if name.startswith('layers.'):
+            return int(name.split('.')[1]) + 1, depths
+        return depths - 1, depths
+
+
+def find_mamba_backbone(model: nn.Module) -> MambaBackbone:
+    """Finds the student backbone inside a model.
+
+    Raises:
+        TypeError: If the model holds none, or several.
+    """
+    found = [m for m in model.modules() if isinstance(m, MambaBackbone)]
+    if len(found) != 1:
+        raise TypeError(
+            f'expected one transmamba_mm backbone inside '
+            f'{type(model).__name__}, found {len(found)}; a student must use '
+            f'a backbone derived from transmamba_mm.models.MambaBackbone'
+        )
+    return found[0]

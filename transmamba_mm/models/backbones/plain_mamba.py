@@ -1,0 +1,326 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""PlainMamba, a non-hierarchical Mamba for images.
+
+Paper: PlainMamba (arXiv 2403.17695); the presets ``pmamba-*`` are the
+students of TransMamba (arXiv 2502.15130, Table 1). Official code:
+ChenhongyiYang/PlainMamba (Apache-2.0), whose checkpoints load unchanged.
+
+Beyond the original: ``stem='patch'`` takes a ViT's patch embedding, so that it
+can be subcloned; ``ffn_ratio`` adds the MLP that TransMamba's text describes
+(its Table 1 has none, the default here); ``directions`` accepts any
+registered scan orders.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import ClassVar, Optional, Union
+
+import torch
+from mmcv.cnn.bricks import DropPath
+from mmcv.cnn.bricks.transformer import FFN, PatchEmbed
+from mmengine.model import BaseModule, ModuleList
+from mmpretrain.models.utils import build_norm_layer, resize_pos_embed
+from torch import Tensor, nn
+
+from transmamba_mm.registry import MODELS
+
+from ..layers import ConvPatchEmbed, DirectionTaps, PlainMambaMixer
+from .base import MambaBackbone
+
+
+class PlainMambaLayer(BaseModule):
+    """A residual mixer, an optional FFN and an optional depth-wise conv.
+
+    Args:
+        embed_dims (int): Token width.
+        directions (Sequence[str]): Registered scan orders.
+        mixer_cfg (dict): Further arguments of :class:`PlainMambaMixer`.
+        norm_cfg (dict): Norm before the mixer and before the FFN.
+        ffn_ratio (float): FFN width over ``embed_dims``; 0 for none.
+        drop_path_rate (float): Stochastic depth rate.
+        drop_rate (float): Dropout inside the FFN.
+        with_dwconv (bool): End with a 3x3 depth-wise convolution, which has
+            no residual connection around it (as in PlainMamba-L1).
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        directions: Sequence[str],
+        mixer_cfg: dict,
+        norm_cfg: dict,
+        ffn_ratio: float,
+        drop_path_rate: float,
+        drop_rate: float,
+        with_dwconv: bool,
+    ) -> None:
+        super().__init__()
+        self.norm = build_norm_layer(norm_cfg, embed_dims)
+        self.mamba = PlainMambaMixer(embed_dims, directions, **mixer_cfg)
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm2 = self.ffn = self.dw = None
+        if ffn_ratio:
+            self.norm2 = build_norm_layer(norm_cfg, embed_dims)
+            self.ffn = FFN(
+                embed_dims,
+                int(ffn_ratio * embed_dims),
+                act_cfg=dict(type='GELU'),
+                ffn_drop=drop_rate,
+                dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
+            )
+        if with_dwconv:
+            self.dw = nn.Sequential(
+                nn.Conv2d(
+                    embed_dims,
+                    embed_dims,
+                    3,
+                    padding=1,
+                    groups=embed_dims,
+                    bias=False,
+                ),
+                nn.BatchNorm2d(embed_dims),
+                nn.GELU(),
+            )
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Maps raster tokens (B, h*w, C) to the same shape."""
+        x = x + self.drop_path(self.mamba(self.norm(x), grid))
+        if self.ffn is not None:
+            x = self.ffn(self.norm2(x), identity=x)
+        if self.dw is not None:
+            x = self.dw(x.mT.unflatten(2, grid)).flatten(2).mT
+        return x
+
+
+@MODELS.register_module()
+class PlainMamba(MambaBackbone):
+    """PlainMamba backbone.
+
+    Args:
+        arch (str | dict): A preset of :attr:`ARCHS`, or a dict with
+            ``embed_dims`` and ``num_layers`` and, optionally,
+            ``num_convs_patch_embed`` (1) and ``layers_with_dwconv`` (()).
+            Defaults to ``'pmamba-tiny'``.
+        img_size (int | tuple[int, int]): Image size the position embedding
+            is made for; others are interpolated. Defaults to 224.
+        patch_size (int): Side of a patch in pixels. Defaults to 16.
+        in_channels (int): Image channels. Defaults to 3.
+        stem (str): ``'conv'``, PlainMamba's own, or ``'patch'``, a ViT's
+            patch embedding. Defaults to ``'conv'``.
+        ffn_ratio (float): FFN width over token width in each block; 0 means
+            no FFN, as released. Defaults to 0.
+        directions (Sequence[str]): Registered scan orders. Defaults to the
+            four continuous scans of the paper.
+        mixer_cfg (dict): Further arguments of
+            :class:`~transmamba_mm.models.layers.PlainMambaMixer`, e.g.
+            ``dict(d_state=16, expand=2)``. Defaults to ``{}``.
+        norm_cfg (dict): Norm inside the blocks. Defaults to
+            ``dict(type='LN', eps=1e-5)``; ``dict(type='transmamba.RMSNorm')``
+            is the ``use_rms_norm`` of the original.
+        drop_rate (float): Dropout after the position embedding and in the
+            FFN. Defaults to 0.
+        drop_path_rate (float): Stochastic depth, growing linearly from 0.
+            Defaults to 0.
+        final_norm (bool): Normalise the last layer's output with ``ln1``
+            (LayerNorm, eps 1e-6). Defaults to True.
+        out_indices (Sequence[int] | int): See :class:`MambaBackbone`.
+        out_type (str): See :class:`MambaBackbone`.
+        frozen_stages (int): See :class:`MambaBackbone`.
+        norm_eval (bool): See :class:`MambaBackbone`.
+        init_cfg (dict | list[dict], optional): Defaults to the official
+            training start: every Linear truncated normal (0.02) with zero
+            bias, ``dt_proj`` included, LayerNorms 1/0. Pass ``[]`` to keep
+            the Mamba step-size initialisation instead.
+
+    Raises:
+        KeyError: If a direction is no registered scan order.
+        ValueError: If ``arch``, ``stem``, ``out_type`` or ``out_indices`` is
+            not supported.
+    """
+
+    ARCHS: ClassVar[dict[str, dict]] = {
+        'L1': dict(embed_dims=192, num_layers=24, layers_with_dwconv=(0,)),
+        'L2': dict(embed_dims=384, num_layers=24, num_convs_patch_embed=2),
+        'L3': dict(embed_dims=448, num_layers=36, num_convs_patch_embed=2),
+        'pmamba-tiny': dict(
+            embed_dims=192, num_layers=12, num_convs_patch_embed=2
+        ),
+        'pmamba-small': dict(
+            embed_dims=384, num_layers=12, num_convs_patch_embed=2
+        ),
+        'pmamba-base': dict(
+            embed_dims=768, num_layers=12, num_convs_patch_embed=2
+        ),
+    }
+
+    # A convolutional stem has no counterpart in a ViT, hence the shape-free
+    # `patch_embed.*` role only for the parameters both stems share by name;
+    # transfer compares shapes and leaves a 64-channel projection fresh.
+    PARAM_ROLES = (
+        (r'patch_embed\.projection\.(weight|bias)', r'patch_embed.\1'),
+        (r'pos_embed', r'pos_embed'),
+        (r'layers\.(\d+)\.norm\.(weight|bias)', r'layers.\1.mixer_norm.\2'),
+        (
+            r'layers\.(\d+)\.mamba\.out_proj\.(weight|bias)',
+            r'layers.\1.mixer_out.\2',
+        ),
+        (r'layers\.(\d+)\.mamba\.in_proj\.(\w+)', r'layers.\1.ssm.in_proj.\2'),
+        (r'layers\.(\d+)\.mamba\.conv2d\.(\w+)', r'layers.\1.ssm.conv.\2'),
+        (r'layers\.(\d+)\.mamba\.(.+)', r'layers.\1.ssm.\2'),
+        (r'layers\.(\d+)\.norm2\.(weight|bias)', r'layers.\1.ffn_norm.\2'),
+        (
+            r'layers\.(\d+)\.ffn\.layers\.0\.0\.(weight|bias)',
+            r'layers.\1.ffn_in.\2',
+        ),
+        (
+            r'layers\.(\d+)\.ffn\.layers\.1\.(weight|bias)',
+            r'layers.\1.ffn_out.\2',
+        ),
+        (r'ln1\.(weight|bias)', r'final_norm.\1'),
+    )
+
+    def __init__(
+        self,
+        arch: Union[str, dict] = 'pmamba-tiny',
+        img_size: Union[int, tuple[int, int]] = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        stem: str = 'conv',
+        ffn_ratio: float = 0.0,
+        directions: Sequence[str] = (
+            'snake_horizontal',
+            'snake_horizontal_reverse',
+            'snake_vertical',
+            'snake_vertical_reverse',
+        ),
+        mixer_cfg: Optional[dict] = None,
+        norm_cfg: Optional[dict] = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        final_norm: bool = True,
+        out_indices: Union[int, Sequence[int]] = -1,
+        out_type: str = 'avg_featmap',
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        init_cfg: Union[dict, list[dict], None] = None,
+    ) -> None:
+        if init_cfg is None:
+            init_cfg = [
+                dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
+                dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
+            ]
+        super().__init__(
+            out_indices, out_type, frozen_stages, norm_eval, init_cfg
+        )
+        arch = self._check_arch(arch)
+        dims, depth = arch['embed_dims'], arch['num_layers']
+        self.embed_dims = dims
+        self.layer_dims = (dims,) * depth
+        self.directions = tuple(directions)
+        for direction in self.directions:
+            self.scan_order(direction, 1, 1)  # an unknown name fails here
+        self.out_indices = self._resolve_out_indices()
+
+        if stem == 'conv':
+            self.patch_embed = ConvPatchEmbed(
+                in_channels,
+                dims,
+                patch_size,
+                num_convs=arch['num_convs_patch_embed'],
+                input_size=img_size,
+            )
+        elif stem == 'patch':
+            self.patch_embed = PatchEmbed(
+                in_channels,
+                dims,
+                kernel_size=patch_size,
+                stride=patch_size,
+                input_size=img_size,
+            )
+        else:
+            raise ValueError(f"stem must be 'conv' or 'patch', got {stem!r}")
+
+        h, w = self.patch_embed.init_out_size
+        self.pos_embed = nn.Parameter(torch.empty(1, h * w, dims))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.drop_after_pos = nn.Dropout(drop_rate)
+
+        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        self.layers = ModuleList(
+            PlainMambaLayer(
+                dims,
+                self.directions,
+                mixer_cfg=mixer_cfg or {},
+                norm_cfg=norm_cfg or dict(type='LN', eps=1e-5),
+                ffn_ratio=ffn_ratio,
+                drop_path_rate=rates[i],
+                drop_rate=drop_rate,
+                with_dwconv=i in arch['layers_with_dwconv'],
+            )
+            for i in range(depth)
+        )
+        self.ln1 = nn.LayerNorm(dims, eps=1e-6) if final_norm else None
+        # Maps of earlier layers have a norm of their own; the last layer's
+        # is `ln1`.
+        for index in self.out_indices:
+            if index != depth - 1:
+                self.add_module(
+                    f'norm_layer{index}', nn.LayerNorm(dims, eps=1e-6)
+                )
+        self._freeze_stages()
+
+    def _check_arch(self, arch: Union[str, dict]) -> dict:
+        """Resolves a preset name and fills a dict's optional keys."""
+        if isinstance(arch, str):
+            if arch not in self.ARCHS:
+                raise ValueError(
+                    f'unknown PlainMamba arch {arch!r}; choose from '
+                    f'{", ".join(self.ARCHS)}, or pass a dict with '
+                    f'embed_dims and num_layers'
+                )
+            arch = self.ARCHS[arch]
+        optional = dict(num_convs_patch_embed=1, layers_with_dwconv=())
+        required = {'embed_dims', 'num_layers'}
+        unknown = set(arch) - required - set(optional)
+        if unknown or not required <= set(arch):
+            raise ValueError(
+                f'a custom PlainMamba arch needs the keys {sorted(required)} '
+                f'and may have {sorted(optional)}, got {sorted(arch)}'
+            )
+        return {**optional, **copy.deepcopy(dict(arch))}
+
+    def taps(self) -> list[DirectionTaps]:
+        """See :meth:`MambaBackbone.taps`."""
+        return [layer.mamba.taps for layer in self.layers]
+
+    def blocks(self) -> list[nn.Module]:
+        """See :meth:`MambaBackbone.blocks`."""
+        return list(self.layers)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Extracts features from images (B, C, H, W), any H and W.
+
+        Returns:
+            tuple[Tensor, ...]: One tensor per ``out_indices``, shaped as
+            ``out_type`` says.
+        """
+        x, grid = self.patch_embed(x)
+        x = x + resize_pos_embed(
+            self.pos_embed,
+            self.patch_embed.init_out_size,
+            grid,
+            mode='bicubic',
+            num_extra_tokens=0,
+        )
+        x = self.drop_after_pos(x)
+        last = len(self.layers) - 1
+        outs = []
+        for i, layer in enumerate(self.layers):
+            x = layer(x, grid)
+            if i == last and self.ln1 is not None:
+                x = self.ln1(x)
+            if i in self.out_indices:
+                norm = getattr(self, f'norm_layer{i}', None)
+                out = x if norm is None else norm(x)
+                outs.append(self._format_output(out, grid))
+        return tuple(outs)

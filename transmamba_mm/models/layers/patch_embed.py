@@ -1,0 +1,83 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""PlainMamba's convolutional patch embedding."""
+
+from typing import Union
+
+from mmcv.cnn.bricks.transformer import AdaptivePadding
+from mmengine.model import BaseModule
+from mmengine.utils import to_2tuple
+from torch import Tensor, nn
+
+
+def _conv_bn_relu(in_channels: int, out_channels: int, **kwargs) -> list:
+    conv = nn.Conv2d(in_channels, out_channels, bias=False, **kwargs)
+    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
+
+
+class ConvPatchEmbed(BaseModule):
+    """A strided convolution, a few 3x3 ones, then non-overlapping patches.
+
+    Source: PlainMamba (arXiv 2403.17695), ``ConvPatchEmbed``. The grid is
+    ``ceil(H/2 / (p/2)) x ceil(W/2 / (p/2))``; what is missing is padded with
+    zeros on the right and at the bottom.
+
+    Args:
+        in_channels (int): Image channels. Defaults to 3.
+        embed_dims (int): Token width. Defaults to 192.
+        patch_size (int): Side of a patch in pixels, even. Defaults to 16.
+        num_convs (int): 3x3 convolutions after the first one. Defaults to 1.
+        mid_channels (int): Channels of the convolutions. Defaults to 64.
+        input_size (int | tuple[int, int]): Image (H, W) for which
+            ``init_out_size`` is computed. Defaults to 224.
+
+    Raises:
+        ValueError: If ``patch_size`` is odd.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        embed_dims: int = 192,
+        patch_size: int = 16,
+        num_convs: int = 1,
+        mid_channels: int = 64,
+        input_size: Union[int, tuple[int, int]] = 224,
+    ) -> None:
+        super().__init__()
+        if patch_size % 2:
+            raise ValueError(
+                f'ConvPatchEmbed halves the image first, so patch_size must '
+                f"be even, got {patch_size}; use stem='patch' for odd sizes"
+            )
+        half = patch_size // 2
+        self.stem = nn.Sequential(
+            *_conv_bn_relu(
+                in_channels, mid_channels, kernel_size=7, stride=2, padding=3
+            )
+        )
+        convs = []
+        for _ in range(num_convs):
+            convs += _conv_bn_relu(
+                mid_channels, mid_channels, kernel_size=3, padding=1
+            )
+        self.convs = nn.Sequential(*convs)
+        self.adaptive_padding = AdaptivePadding(
+            kernel_size=half, stride=half, padding='corner'
+        )
+        self.projection = nn.Conv2d(mid_channels, embed_dims, half, half)
+        height, width = to_2tuple(input_size)
+        # ceil(ceil(H / 2) / half): the stem rounds up, then the padding does.
+        self.init_out_size = (
+            -(-((height + 1) // 2) // half),
+            -(-((width + 1) // 2) // half),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Embeds images (B, C, H, W).
+
+        Returns:
+            tuple: Tokens (B, h*w, embed_dims) in raster order, and (h, w).
+        """
+        x = self.convs(self.stem(x))
+        x = self.projection(self.adaptive_padding(x))
+        return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])

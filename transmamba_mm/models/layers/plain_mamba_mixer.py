@@ -1,0 +1,207 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""The token mixer of PlainMamba: four scans over a 2-D grid.
+
+Paper: arXiv 2403.17695. Behaviour follows the released code, including two
+properties of it that the trained weights depend on and that the golden
+vectors pin down:
+
+* only ``u`` is permuted into a direction's order; ``delta``, ``B`` and ``C``
+  stay in raster order, so step ``t`` combines the pixel visited at ``t`` with
+  the parameters of raster pixel ``t``;
+* the bias of ``dt_proj`` enters twice, in the projection and in the scan.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transmamba_mm.ops import invert_order, reorder, selective_scan
+
+from ..scan_orders import scan_order
+from .taps import DirectionTaps
+
+# Rows of `direction_Bs`, by the move (rows, columns) that led to a step. The
+# first step, and any jump that a registered order may make, take row 0.
+_MOVE_ROW = {(0, 1): 1, (0, -1): 2, (-1, 0): 3, (1, 0): 4}
+
+
+def move_rows(order: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Which row of ``direction_Bs`` belongs to each step of a scan.
+
+    Args:
+        order (Tensor): (h*w,) raster index visited at each step.
+        grid (tuple[int, int]): (h, w).
+
+    Returns:
+        Tensor: LongTensor (h*w,): 0 start or jump, 1 right, 2 left, 3 up,
+        4 down.
+    """
+    rows, cols = order // grid[1], order % grid[1]
+    moves = torch.stack([rows.diff(), cols.diff()], dim=1)
+    result = torch.zeros_like(order)
+    for move, row in _MOVE_ROW.items():
+        hit = (moves == moves.new_tensor(move)).all(dim=1)
+        result[1:][hit] = row
+    return result
+
+
+@lru_cache(maxsize=64)
+def _scan_tables(
+    directions: tuple[str, ...], h: int, w: int, device: str
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Orders, inverse orders and move rows (K, h*w) of one grid."""
+    orders = [scan_order(name, h, w, device) for name in directions]
+    moves = torch.stack([move_rows(order, (h, w)) for order in orders])
+    return orders, [invert_order(order) for order in orders], moves
+
+
+class PlainMambaMixer(nn.Module):
+    """Selective SSM over a token grid in several directions, summed.
+
+    Args:
+        embed_dims (int): Token width ``d_model``.
+        directions (Sequence[str]): Registered scan orders.
+        d_state (int): State size N. Defaults to 16.
+        expand (float): ``d_inner = int(expand * d_model)``. Defaults to 2.
+        dt_rank (int, optional): Rank of the step-size projection. Defaults
+            to None, meaning ``ceil(d_model / 16)``.
+        dt_min (float): Lower end of the initial step size. Defaults to 1e-3.
+        dt_max (float): Upper end of the initial step size. Defaults to 0.1.
+        conv_size (int): Odd side of the depth-wise convolution. Defaults
+            to 7.
+        conv_bias (bool): Whether that convolution has a bias. Defaults to
+            True.
+        bias (bool): Whether ``in_proj``/``out_proj`` have one. Defaults to
+            True.
+        layer_scale (float): Initial value of a learned output scale; 0 for
+            none. Defaults to 0.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        directions: Sequence[str],
+        d_state: int = 16,
+        expand: float = 2,
+        dt_rank: Optional[int] = None,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        conv_size: int = 7,
+        conv_bias: bool = True,
+        bias: bool = True,
+        layer_scale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.directions = tuple(directions)
+        self.d_inner = int(expand * embed_dims)
+        self.d_state = d_state
+        self.dt_rank = dt_rank or math.ceil(embed_dims / 16)
+
+        self.in_proj = nn.Linear(embed_dims, 2 * self.d_inner, bias=bias)
+        self.conv2d = nn.Conv2d(
+            self.d_inner,
+            self.d_inner,
+            conv_size,
+            padding=conv_size // 2,
+            groups=self.d_inner,
+            bias=conv_bias,
+        )
+        self.x_proj = nn.Linear(
+            self.d_inner, self.dt_rank + 2 * d_state, bias=False
+        )
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.A_log = nn.Parameter(
+            torch.arange(1.0, d_state + 1).log().repeat(self.d_inner, 1)
+        )
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.direction_Bs = nn.Parameter(torch.empty(5, d_state))
+        self.out_proj = nn.Linear(self.d_inner, embed_dims, bias=bias)
+        self.gamma = (
+            nn.Parameter(layer_scale * torch.ones(embed_dims))
+            if layer_scale
+            else None
+        )
+        self.taps = DirectionTaps(self.directions)
+        self._init_ssm(dt_min, dt_max)
+
+    def _init_ssm(self, dt_min: float, dt_max: float) -> None:
+        nn.init.trunc_normal_(self.direction_Bs, std=0.02)
+        bound = self.dt_rank**-0.5
+        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
+        span = math.log(dt_max) - math.log(dt_min)
+        dt = torch.exp(torch.rand(self.d_inner) * span + math.log(dt_min))
+        dt.clamp_(min=1e-4)
+        with torch.no_grad():
+            # The inverse of softplus, so that the first steps are `dt`.
+            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+    def _project_out(self, inner: Tensor) -> Tensor:
+        """``out_proj`` without its bias: what one direction contributes."""
+        out = F.linear(inner, self.out_proj.weight)
+        return out if self.gamma is None else out * self.gamma
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Mixes tokens.
+
+        Args:
+            x (Tensor): Tokens (B, h*w, embed_dims) in raster order.
+            grid (tuple[int, int]): (h, w).
+
+        Returns:
+            Tensor: (B, h*w, embed_dims) in raster order.
+        """
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u = u.transpose(1, 2).unflatten(2, grid)
+        u = F.silu(self.conv2d(u)).flatten(2).transpose(1, 2)
+        gate = F.silu(z)
+        orders, inverses, moves = _scan_tables(
+            self.directions, *grid, str(x.device)
+        )
+        scanned = self._scan(u, orders, moves)
+        mixed = sum(
+            reorder(y, inverse) for y, inverse in zip(scanned, inverses)
+        )
+        for name, y, order in zip(self.directions, scanned, orders):
+            if self.taps.active(name):
+                inner = reorder(gate, order) * y
+                self.taps.emit(name, inner, self._project_out, grid)
+        out = self.out_proj(gate * mixed)
+        return out if self.gamma is None else out * self.gamma
+
+    def _scan(
+        self, u: Tensor, orders: Sequence[Tensor], moves: Tensor
+    ) -> Sequence[Tensor]:
+        """Runs all directions as channel groups of one scan.
+
+        Args:
+            u (Tensor): Convolved tokens (B, L, d_inner), raster order.
+            orders (Sequence[Tensor]): One (L,) order per direction.
+            moves (Tensor): (K, L) rows of ``direction_Bs``.
+
+        Returns:
+            Sequence[Tensor]: Per direction (B, L, d_inner) in scan order.
+        """
+        num = len(orders)
+        dt, B, C = self.x_proj(u).split(
+            [self.dt_rank, self.d_state, self.d_state], dim=-1
+        )
+        delta = self.dt_proj(dt)
+        B = B.unsqueeze(1) + self.direction_Bs[moves]  # (B, K, L, N)
+        C = C.unsqueeze(1).expand_as(B)
+        A = -torch.exp(self.A_log.float())
+        y = selective_scan(
+            torch.cat([reorder(u, order) for order in orders], -1).mT,
+            delta.repeat(1, 1, num).mT,
+            A.repeat(num, 1),
+            B.mT,
+            C.mT,
+            D=self.D.float().repeat(num),
+            delta_bias=self.dt_proj.bias.float().repeat(num),
+            delta_softplus=True,
+        )
+        return y.mT.chunk(num, dim=-1)

@@ -1,0 +1,75 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Taps: where a mixer shows the output of each scan direction.
+
+A tap is a module that returns its input, so every mmrazor recorder sees it
+under a stable name. It counts as active while a forward hook is attached to
+it; the mixer computes the tapped tensor only then. A recorder that attaches
+its hooks for the recorded pass alone therefore costs nothing elsewhere.
+"""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+Grid = tuple[int, ...]
+
+
+class DirectionTap(nn.Module):
+    """Shows one direction's tokens to whoever hooked it."""
+
+    @property
+    def active(self) -> bool:
+        """bool: Whether a forward hook is attached."""
+        return bool(self._forward_hooks)
+
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Returns ``tokens``; a hook also sees ``grid`` among the inputs.
+
+        Args:
+            tokens (Tensor): (B, L, C) in the direction's scan order, class
+                tokens included where the mixer scans them.
+            grid (tuple[int, ...]): Patch grid, (h, w) or (t, h, w).
+        """
+        return tokens
+
+
+class DirectionTaps(nn.Module):
+    """The taps of one mixer, two per scan direction.
+
+    ``inner`` shows the gated direction before ``out_proj`` (B, L, d_inner),
+    ``out`` the same after it (B, L, d_model), without the output bias. As
+    ``out_proj`` is linear, the ``out`` taps of a mixer, each put back into
+    raster order, sum to the mixer's output less its bias.
+
+    Args:
+        directions (Sequence[str]): Names of the scan directions.
+    """
+
+    def __init__(self, directions: Sequence[str]) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({d: DirectionTap() for d in directions})
+        self.out = nn.ModuleDict({d: DirectionTap() for d in directions})
+
+    def active(self, direction: str) -> bool:
+        """Whether anybody records this direction."""
+        return self.inner[direction].active or self.out[direction].active
+
+    def emit(
+        self,
+        direction: str,
+        inner: Tensor,
+        project: Callable[[Tensor], Tensor],
+        grid: Grid,
+    ) -> None:
+        """Shows one direction; projects only if somebody records that.
+
+        Args:
+            direction (str): Name of the direction.
+            inner (Tensor): Gated scan output (B, L, d_inner), scan order.
+            project (Callable): ``out_proj`` without its bias.
+            grid (tuple[int, ...]): Patch grid.
+        """
+        if self.inner[direction].active:
+            self.inner[direction](inner, grid)
+        if self.out[direction].active:
+            self.out[direction](project(inner), grid)

@@ -1,0 +1,100 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Scan orders: in which order a direction visits the patch tokens.
+
+A scan order is a registered function ``(h, w) -> LongTensor (h*w,)`` that
+returns the raster index visited at each step. Backbones name the orders they
+use, and distillation permutes teacher tokens with the very same functions, so
+a new order is one function with ``@SCAN_ORDERS.register_module()``.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from transmamba_mm.registry import SCAN_ORDERS
+
+
+def _raster(h: int, w: int) -> Tensor:
+    return torch.arange(h * w).view(h, w)
+
+
+@SCAN_ORDERS.register_module()
+def raster(h: int, w: int) -> Tensor:
+    """Row by row, each row left to right."""
+    return _raster(h, w).flatten()
+
+
+@SCAN_ORDERS.register_module()
+def raster_reverse(h: int, w: int) -> Tensor:
+    """The reverse of :func:`raster`."""
+    return raster(h, w).flip(0)
+
+
+@SCAN_ORDERS.register_module()
+def column(h: int, w: int) -> Tensor:
+    """Column by column, each column top to bottom."""
+    return _raster(h, w).t().flatten()
+
+
+@SCAN_ORDERS.register_module()
+def column_reverse(h: int, w: int) -> Tensor:
+    """The reverse of :func:`column`."""
+    return column(h, w).flip(0)
+
+
+def _snake(grid: Tensor) -> Tensor:
+    """Reads rows alternately left to right and right to left."""
+    grid = grid.clone()
+    grid[1::2] = grid[1::2].flip(1)
+    return grid.flatten()
+
+
+@SCAN_ORDERS.register_module()
+def snake_horizontal(h: int, w: int) -> Tensor:
+    """Continuous rows from the top left (PlainMamba's scan 0)."""
+    return _snake(_raster(h, w))
+
+
+@SCAN_ORDERS.register_module()
+def snake_horizontal_reverse(h: int, w: int) -> Tensor:
+    """The reverse of :func:`snake_horizontal` (PlainMamba's scan 1)."""
+    return snake_horizontal(h, w).flip(0)
+
+
+@SCAN_ORDERS.register_module()
+def snake_vertical(h: int, w: int) -> Tensor:
+    """Continuous columns from the top left (PlainMamba's scan 2)."""
+    return _snake(_raster(h, w).t())
+
+
+@SCAN_ORDERS.register_module()
+def snake_vertical_reverse(h: int, w: int) -> Tensor:
+    """The reverse of :func:`snake_vertical` (PlainMamba's scan 3)."""
+    return snake_vertical(h, w).flip(0)
+
+
+@lru_cache(maxsize=256)
+def scan_order(name: str, h: int, w: int, device: str = 'cpu') -> Tensor:
+    """Looks a scan order up by name, cached per grid and device.
+
+    Args:
+        name (str): Registered name, e.g. ``'snake_horizontal'``.
+        h (int): Grid height in tokens.
+        w (int): Grid width in tokens.
+        device (str): Where the result lives. Defaults to ``'cpu'``.
+
+    Returns:
+        Tensor: LongTensor (h*w,), the raster index visited at each step. It
+        is shared: do not modify it.
+
+    Raises:
+        KeyError: If no scan order of that name is registered.
+    """
+    fn = SCAN_ORDERS.get(name)
+    if fn is None:
+        known = sorted(SCAN_ORDERS.module_dict)
+        raise KeyError(
+            f"unknown scan order '{name}'; registered: {', '.join(known)}"
+        )
+    return fn(h, w).to(device)

@@ -1,0 +1,64 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""The vocabulary in which teachers and students name their parameters.
+
+A teacher family and a student backbone each map their own parameter names to
+roles (``layers.3.ffn_in.weight``). Weight subcloning then pairs equal roles
+and cuts every tensor along the axes stated here. Parameters of the state
+space model have the role ``layers.<i>.ssm.<name>``, without axes: a
+Transformer has no counterpart for them.
+"""
+
+from typing import Optional
+
+#: Channels of the residual stream: one index set for the whole network.
+RESIDUAL = 'residual'
+#: Hidden channels of an FFN: one index set per layer.
+HIDDEN = 'hidden'
+#: Channels between a mixer and its output projection: one set per layer.
+INNER = 'inner'
+#: Positions of the patch grid: resized, never selected.
+TOKEN = 'token'
+#: Must have the same size on both sides.
+KEEP = 'keep'
+
+_WEIGHT_AND_BIAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    'patch_embed': ((RESIDUAL, KEEP, KEEP, KEEP), (RESIDUAL,)),
+    'mixer_norm': ((RESIDUAL,), (RESIDUAL,)),
+    'mixer_out': ((RESIDUAL, INNER), (RESIDUAL,)),
+    'ffn_norm': ((RESIDUAL,), (RESIDUAL,)),
+    'ffn_in': ((HIDDEN, RESIDUAL), (HIDDEN,)),
+    'ffn_out': ((RESIDUAL, HIDDEN), (RESIDUAL,)),
+    'final_norm': ((RESIDUAL,), (RESIDUAL,)),
+    'head': ((KEEP, RESIDUAL), (KEEP,)),
+}
+
+#: Axes of each role, by role without its ``layers.<i>.`` prefix.
+AXES: dict[str, tuple[str, ...]] = {
+    'pos_embed': (KEEP, TOKEN, RESIDUAL),
+    'cls_token': (KEEP, KEEP, RESIDUAL),
+}
+for _stem, (_weight, _bias) in _WEIGHT_AND_BIAS.items():
+    AXES[f'{_stem}.weight'] = _weight
+    AXES[f'{_stem}.bias'] = _bias
+
+#: The teacher's fused query, key and value projection; has no counterpart in
+#: a student and serves ``ssm_from='attention'`` alone.
+QKV = 'qkv'
+
+
+def split_role(role: str) -> tuple[Optional[int], str]:
+    """Splits ``'layers.3.ffn_in.weight'`` into ``(3, 'ffn_in.weight')``.
+
+    Returns:
+        tuple[int | None, str]: The layer, None outside the layers, and the
+        role within it.
+    """
+    if not role.startswith('layers.'):
+        return None, role
+    _, layer, rest = role.split('.', 2)
+    return int(layer), rest
+
+
+def is_ssm(role: str) -> bool:
+    """Whether a role belongs to the state space model."""
+    return split_role(role)[1].startswith('ssm.')

@@ -1,0 +1,309 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""What ``tools/train.py`` and ``tools/test.py`` share.
+
+Mistakes in the command line or the config are collected and raised as one
+:class:`UsageError` before anything is built, so that a long job does not
+start with a setting that it ignores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import os.path as osp
+import sys
+from collections.abc import Callable, Iterable
+
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from transmamba_mm.compat import prepare_cpu_launch
+
+__all__ = [
+    'UsageError',
+    'add_common_arguments',
+    'build_runner',
+    'check_config_keys',
+    'check_local_file',
+    'enable_amp',
+    'load_config',
+    'run_main',
+    'set_dataloader_defaults',
+    'set_work_dir',
+]
+
+# Top-level keys that MMEngine, mmpretrain or their tools act on.
+_KNOWN_KEYS = frozenset(
+    {
+        'auto_scale_lr',
+        'compile',
+        'custom_hooks',
+        'custom_imports',
+        'data_preprocessor',
+        'default_hooks',
+        'default_scope',
+        'env_cfg',
+        'experiment_name',
+        'find_unused_parameters',
+        'launcher',
+        'load_from',
+        'log_level',
+        'log_processor',
+        'model',
+        'model_wrapper_cfg',
+        'optim_wrapper',
+        'param_scheduler',
+        'randomness',
+        'resume',
+        'runner_type',
+        'sync_bn',
+        'test_cfg',
+        'test_dataloader',
+        'test_evaluator',
+        'train_cfg',
+        'train_dataloader',
+        'tta_model',
+        'tta_pipeline',
+        'val_cfg',
+        'val_dataloader',
+        'val_evaluator',
+        'vis_backends',
+        'visualizer',
+        'work_dir',
+    }
+)
+# Names that configs commonly give to their own variables.
+_COMMON_VARIABLES = frozenset(
+    {
+        'data_root',
+        'dataset_type',
+        'eval_dataloader',
+        'eval_pipeline',
+        'models',
+        'test_dataset',
+        'test_pipeline',
+        'train_dataset',
+        'train_pipeline',
+        'val_dataset',
+        'val_pipeline',
+    }
+)
+
+
+class UsageError(Exception):
+    """A mistake of the user, to be shown without a traceback."""
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a tool; print a :class:`UsageError` as one message, exit with 2.
+
+    Args:
+        main (Callable): The tool's main function.
+    """
+    try:
+        main()
+    except UsageError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that training and testing share.
+
+    Args:
+        parser (argparse.ArgumentParser): The parser to add to.
+    """
+    parser.add_argument('--work-dir', help='where logs and results go')
+    parser.add_argument(
+        '--amp', action='store_true', help='use automatic mixed precision'
+    )
+    parser.add_argument(
+        '--no-pin-memory',
+        action='store_true',
+        help='do not pin memory in the data loaders',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config, e.g. model.alpha=0.3 '
+        'train_cfg.max_epochs=10; a list is written key="[a,b]" or key=a,b',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes of a distributed run',
+    )
+    # torchrun sets LOCAL_RANK; torch.distributed.launch passes an argument.
+    parser.add_argument(
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        help=argparse.SUPPRESS,
+    )
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config file and merge ``--cfg-options`` and ``--launcher``.
+
+    Args:
+        args (argparse.Namespace): Parsed arguments.
+
+    Returns:
+        Config: The config.
+
+    Raises:
+        UsageError: If the file does not exist or a top-level key looks like
+            a misspelt one.
+    """
+    check_local_file(args.config, 'config file')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    check_config_keys(cfg)
+    cfg.launcher = args.launcher
+    return cfg
+
+
+def check_config_keys(keys: Iterable[str]) -> None:
+    """Refuse top-level keys that look like misspelt ones.
+
+    MMEngine ignores a key that it does not know, so a typo silently drops
+    the setting.
+
+    Args:
+        keys (Iterable[str]): The keys of the config.
+
+    Raises:
+        UsageError: Naming every such key and what was probably meant.
+    """
+    typos = []
+    for key in keys:
+        if (
+            key in _KNOWN_KEYS
+            or key in _COMMON_VARIABLES
+            or key.startswith('_')
+        ):
+            continue
+        near = difflib.get_close_matches(key, _KNOWN_KEYS, 1, cutoff=0.8)
+        if near:
+            typos.append(f"'{key}' (did you mean '{near[0]}'?)")
+    if typos:
+        raise UsageError(
+            f'unknown key in the config: {", ".join(typos)}. If it is a '
+            'variable of your own, let its name start with an underscore.'
+        )
+
+
+def check_local_file(path: str | None, what: str) -> None:
+    """Refuse a local path that does not exist; URLs are not looked up.
+
+    Args:
+        path (str | None): The path.
+        what (str): What it is, for the message.
+
+    Raises:
+        UsageError: If nothing is there.
+    """
+    if path and '://' not in path and not osp.exists(path):
+        raise UsageError(f"{what} '{path}' does not exist")
+
+
+def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
+    """Choose the work directory: argument, then config, then file name.
+
+    Args:
+        cfg (Config): The config, modified in place.
+        args (argparse.Namespace): Parsed arguments.
+    """
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        name = osp.splitext(osp.basename(args.config))[0]
+        cfg.work_dir = osp.join('work_dirs', name)
+
+
+def set_dataloader_defaults(
+    cfg: Config,
+    names: Iterable[str],
+    args: argparse.Namespace,
+    persistent_workers: bool = False,
+) -> None:
+    """Fill in what the data loaders of a config leave out.
+
+    Args:
+        cfg (Config): The config, modified in place.
+        names (Iterable[str]): Names of the data loaders.
+        args (argparse.Namespace): Parsed arguments.
+        persistent_workers (bool): Whether workers outlive an epoch, where
+            the config does not say. Defaults to False.
+    """
+    for loader in filter(None, map(cfg.get, names)):
+        loader.setdefault('collate_fn', dict(type='default_collate'))
+        # Only a GPU reads faster from pinned memory.
+        loader.setdefault('pin_memory', get_device() != 'cpu')
+        loader.setdefault('persistent_workers', persistent_workers)
+        if args.no_pin_memory:
+            loader['pin_memory'] = False
+        # PyTorch refuses persistent workers where there are no workers.
+        if getattr(args, 'no_persistent_workers', False) or not loader.get(
+            'num_workers'
+        ):
+            loader['persistent_workers'] = False
+
+
+def enable_amp(cfg: Config) -> None:
+    """Train in mixed precision with the wrapper that suits the machine.
+
+    Args:
+        cfg (Config): The config, modified in place.
+
+    Raises:
+        UsageError: If the config uses an optimizer wrapper of another kind.
+    """
+    wrapper = cfg.get('optim_wrapper')
+    if wrapper is None:
+        raise UsageError('--amp needs an optim_wrapper in the config')
+    kind = wrapper.get('type', 'OptimWrapper')
+    name = kind if isinstance(kind, str) else kind.__name__
+    name = name.rpartition('.')[2]
+    if name not in ('OptimWrapper', 'AmpOptimWrapper', 'CpuAmpOptimWrapper'):
+        raise UsageError(
+            f"--amp cannot be combined with the optim_wrapper '{name}' of "
+            'the config'
+        )
+    if get_device() == 'cpu':
+        wrapper.type = 'transmamba.CpuAmpOptimWrapper'
+        # The config may ask for the float16 of GPUs.
+        wrapper.pop('dtype', None)
+    else:
+        wrapper.type = 'AmpOptimWrapper'
+    wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner; on a machine without a GPU, prepare for that.
+
+    Args:
+        cfg (Config): The complete config.
+
+    Returns:
+        Runner: The default one, or the one named by ``cfg.runner_type``.
+
+    Raises:
+        UsageError: If the launcher did not do its part.
+    """
+    try:
+        prepare_cpu_launch(cfg)
+    except RuntimeError as error:
+        raise UsageError(str(error)) from error
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    return Runner.from_cfg(cfg)
