@@ -11,28 +11,28 @@ TESTS_STAMP := $(VENV)/.installed-tests-$(KEY)
 # Applies to packages that pip builds from source, too.
 PIP := PIP_CONSTRAINT=requirements/constraints.txt \
 	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
-PYTEST_ARGS ?= -n auto
-
-# Keep "Leaving directory" from following the last line of a script.
-MAKEFLAGS += --no-print-directory
+PYTEST_ARGS ?= -n auto --maxprocesses 8
+# By name, so that results and builds in the same folder are left alone.
+SOURCES := $(wildcard benchmarks configs docs setup.py tests tools \
+	transmamba_mm)
 
 .DEFAULT_GOAL := test
 .PHONY: test quickstart lint format clean
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 quickstart: $(RUNTIME_STAMP)
 	@$(BIN)/python tools/quickstart.py
 
 lint: $(TESTS_STAMP)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/lint-imports
 
 format: $(TESTS_STAMP)
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
 
 clean:
 	rm -rf build dist *.egg-info work_dirs docs/_build transmamba_mm/.mim \

@@ -85,7 +85,7 @@ setup(
     ),
     long_description_content_type='text/markdown',
     author='The transmamba_mm authors',
-    license='Apache-2.0',
+    license_expression='Apache-2.0',
     license_files=['LICENSE'],
     keywords='computer vision, knowledge distillation, Mamba, OpenMMLab',
     packages=find_packages(include=['transmamba_mm', 'transmamba_mm.*']),

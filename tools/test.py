@@ -43,6 +43,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.out_item is not None and args.out is None:
         parser.error('--out-item needs --out')
+    if args.tta and (args.show or args.show_dir is not None):
+        parser.error('with --tta there is no single picture to show')
     return args
 
 

@@ -1,18 +1,21 @@
 _base_ = [
-    '../_base_/models/digits_deit.py',
+    '../_base_/models/deit_digits.py',
     '../_base_/datasets/digits_16.py',
     '../_base_/schedules/digits_adamw_cosine.py',
     '../_base_/default_runtime.py',
 ]
 
-max_epochs = 60
-train_cfg = dict(max_epochs=max_epochs, val_interval=10)
+model = _base_.teacher
+
 param_scheduler = [
     dict(
         type='CosineAnnealingLR',
-        T_max=max_epochs,
         eta_min=1e-5,
         by_epoch=True,
+        begin=0,
+        end=60,
         convert_to_iter_based=True,
     ),
 ]
+train_cfg = dict(by_epoch=True, max_epochs=60, val_interval=5)
+default_hooks = dict(checkpoint=dict(interval=60))

@@ -1,7 +1,11 @@
 _base_ = [
-    '../_base_/models/digits_plain_mamba.py',
+    '../_base_/models/pmamba_digits.py',
     '../_base_/datasets/digits_16.py',
     '../_base_/schedules/digits_adamw_cosine.py',
     '../_base_/default_runtime.py',
 ]
+
+model = _base_.student
+
+# 20 %: 260 labelled images, 26 of each digit.
 train_dataloader = dict(dataset=dict(fraction=0.2))

@@ -1,10 +1,11 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-import transmamba_mm  # noqa: F401
+from transmamba_mm.compat import mmrazor_kd
 from transmamba_mm.compat.mmrazor_kd import QUANTIZATION_ERROR, ensure_mmrazor
 
 
@@ -36,22 +37,27 @@ print(first.split()[0], len(mmrazor.models.__dict__) > 50)
 
 
 def test_does_not_replace_what_works():
-    out = run_python("""
-import sys, types
-import mmrazor
-from transmamba_mm.compat import mmrazor_kd
-mmrazor_kd._is_native = lambda: True
-for name in list(sys.modules):
-    if name.startswith(('mmrazor.structures', 'mmrazor.models')):
-        del sys.modules[name]
-print(mmrazor_kd.ensure_mmrazor())
-print('mmrazor.structures.quantization' in sys.modules)
-""")
-    assert out[-2:] == ['native', 'False']
+    cure = Path(mmrazor_kd.__file__)
+    out = run_python(
+        f'CURE = {str(cure)!r}'
+        + """
+import runpy, sys, types
+works = types.ModuleType('mmrazor.structures.quantization')
+sys.modules['mmrazor.structures'] = types.ModuleType('mmrazor.structures')
+sys.modules[works.__name__] = works
+print(runpy.run_path(CURE)['ensure_mmrazor']())
+print(sys.modules[works.__name__] is works)
+"""
+    )
+    assert out[-2:] == ['native', 'True']
 
 
 def test_survives_a_torch_without_torch_ao():
-    out = run_python("""
+    cure = Path(mmrazor_kd.__file__)
+    out = run_python(
+        f'CURE = {str(cure)!r}'
+        + """
+import runpy
 import sys
 from importlib.abc import MetaPathFinder
 
@@ -67,8 +73,7 @@ class Gone(MetaPathFinder):
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Gone())
-from transmamba_mm.compat.mmrazor_kd import ensure_mmrazor
-sys.modules.pop('mmrazor.structures.quantization', None)
+ensure_mmrazor = runpy.run_path(CURE)['ensure_mmrazor']
 print(ensure_mmrazor().replace(' ', '-'))
 assert ensure_mmrazor().endswith('mmrazor.models.quantizers')
 import mmrazor.models
@@ -78,7 +83,8 @@ try:
     MODELS.build(dict(type='mmrazor.TorchNativeQuantizer'))
 except ImportError as error:
     print('torch-1.13' if 'torch 1.13' in str(error) else error)
-""")
+"""
+    )
     assert out[-1] == 'torch-1.13'
 
 

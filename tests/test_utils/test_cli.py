@@ -56,8 +56,8 @@ def test_local_files_are_checked_and_urls_are_not(tmp_path):
     cli.check_local_file(str(tmp_path), 'folder')
     cli.check_local_file('https://example.org/a.pth', 'checkpoint')
     cli.check_local_file(None, 'checkpoint')
-    with pytest.raises(cli.UsageError, match="checkpoint 'b.pth' does not"):
-        cli.check_local_file('b.pth', 'checkpoint')
+    with pytest.raises(cli.UsageError, match="checkpoint 'b' does not"):
+        cli.check_local_file('b', 'checkpoint')
 
 
 def test_amp_chooses_the_wrapper_of_the_machine(monkeypatch):

@@ -11,6 +11,8 @@ Delete:     when MMEngine initialises gloo by itself on a CPU, and when its
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import subprocess
 from contextlib import contextmanager
@@ -58,8 +60,21 @@ def prepare_cpu_launch(cfg: Config) -> bool:
         if dist_cfg.get('timeout') is not None:
             options['timeout'] = timedelta(seconds=dist_cfg['timeout'])
         distributed.init_process_group('gloo', **options)
+        atexit.register(_leave_process_group)
     _keep_model_on_cpu(cfg)
     return True
+
+
+def _leave_process_group() -> None:
+    """Let gloo's threads end before the interpreter does.
+
+    A thread that still releases a tensor by then aborts the process, after
+    all the work is done. The threads live as long as the data-parallel
+    model, which is part of reference cycles.
+    """
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    gc.collect()
 
 
 def _set_rendezvous_variables(launcher: str) -> None:

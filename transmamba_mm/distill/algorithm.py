@@ -182,7 +182,8 @@ class TransMambaDistill(SingleTeacherDistill):
             found = distiller.compute_distill_losses()
             for name in ours:
                 found[name] = (1 - alpha) * found[name]
-                found.update(distiller.distill_losses[name].statistics())
+                statistics = distiller.distill_losses[name].statistics()
+                found.update(statistics)
             losses.update(add_prefix(found, 'distill'))
         self._forget_records()
         return losses

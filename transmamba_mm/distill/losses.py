@@ -198,13 +198,14 @@ class AdaptiveBidirectionalDistill(nn.Module):
         return torch.softmax(clamped.sum() / (self.tau * clamped), dim=0)
 
     def statistics(self) -> dict[str, Tensor]:
-        """Scalars of the last call for the log, three per direction."""
-        stats = {}
-        for direction, similarity in self.similarities.items():
-            stats[f'{direction}_sim_min'] = similarity.min()
-            stats[f'{direction}_sim_max'] = similarity.max()
-            stats[f'{direction}_w_max'] = self.weights[direction].max()
-        return stats
+        """Scalars of the last call for the log, over all directions."""
+        similarity = torch.cat(list(self.similarities.values()))
+        weight = torch.cat(list(self.weights.values()))
+        return dict(
+            sim_min=similarity.min(),
+            sim_max=similarity.max(),
+            w_max=weight.max(),
+        )
 
 
 def _cosine_to_unit(tokens: Tensor, unit: Tensor) -> Tensor:

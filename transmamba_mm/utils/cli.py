@@ -193,7 +193,8 @@ def check_config_keys(keys: Iterable[str]) -> None:
         ):
             continue
         near = difflib.get_close_matches(key, _KNOWN_KEYS, 1, cutoff=0.8)
-        if near:
+        # A long shared suffix, as in 'gallery_dataloader', is no typo.
+        if near and abs(len(key) - len(near[0])) <= 2:
             typos.append(f"'{key}' (did you mean '{near[0]}'?)")
     if typos:
         raise UsageError(

@@ -10,11 +10,11 @@ from __future__ import annotations
 import platform
 import sys
 from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
 
 from transmamba_mm import compat
 from transmamba_mm.compat.environment import Problem, installed_version
+from transmamba_mm.ops import scan_backends
+from transmamba_mm.version import __version__
 
 __all__ = ['collect_env', 'find_all_problems', 'main']
 
@@ -57,7 +57,7 @@ def collect_env() -> dict[str, str]:
     env = {key: str(value) for key, value in collect_base().items()}
     env.pop('PyTorch compiling details', None)
     env['Platform'] = platform.platform()
-    env['transmamba_mm'] = _version_of_ours()
+    env['transmamba_mm'] = __version__
     for name in _REQUIRED:
         env[name] = installed_version(name) or 'absent'
     for name, extra in _OPTIONAL.items():
@@ -78,11 +78,9 @@ def find_all_problems() -> list[Problem]:
     problems = compat.find_problems()
     if not any(problem.breaks_import for problem in problems):
         problems += _failing_imports()
-    if not any(b['available'] for b in _read_backends()) and find_spec(
-        'transmamba_mm.ops'
-    ):
+    if not any(backend.available for backend in scan_backends().values()):
         problems.append(
-            Problem('no scan backend works', 'reinstall transmamba_mm')
+            Problem('no scan backend works', 'pip install --force-reinstall .')
         )
     return problems
 
@@ -104,29 +102,11 @@ def main() -> int:
     return int(failed)
 
 
-def _version_of_ours() -> str:
-    from mmengine.utils import get_git_hash
-
-    from transmamba_mm.version import __version__
-
-    commit = get_git_hash(fallback='')[:7]
-    return f'{__version__}+{commit}' if commit else __version__
-
-
-def _read_backends() -> list[dict[str, Any]]:
-    """Return the scan backends, each with name, available and reason."""
-    if find_spec('transmamba_mm.ops') is None:
-        return []
-    return import_module('transmamba_mm.ops').scan_backends()
-
-
 def _scan_backends() -> dict[str, str]:
     lines = {}
-    for backend in _read_backends():
-        state = 'available' if backend['available'] else 'not available'
-        if backend['reason']:
-            state += f' ({backend["reason"]})'
-        lines[f'scan backend: {backend["name"]}'] = state
+    for name, (available, reason) in scan_backends().items():
+        state = 'available' if available else 'not available'
+        lines[f'scan backend: {name}'] = state + (reason and f': {reason}')
     return lines
 
 

@@ -208,8 +208,7 @@ def run_plain_mamba_scan_orders(golden):
 
 def run_selective_scan(golden):
     inputs = {
-        name: torch.tensor(value)
-        for name, value in golden.group('in').items()
+        name: torch.tensor(value) for name, value in golden.group('in').items()
     }
     dout = inputs.pop('dout')
     for value in inputs.values():

@@ -1,6 +1,6 @@
-"""A PlainMamba as wide and deep as the small DeiT, with FFNs."""
+"""Student: a PlainMamba as wide and deep as the small DeiT, with FFNs."""
 
-model = dict(
+student = dict(
     type='ImageClassifier',
     backbone=dict(
         type='transmamba.PlainMamba',
@@ -10,6 +10,8 @@ model = dict(
         stem='patch',
         ffn_ratio=4,
         mixer_cfg=dict(d_state=8, expand=1, conv_size=3),
+        # PyTorch's initialisation: 0.02 is too small for 64 channels.
+        init_cfg=[],
     ),
     head=dict(
         type='LinearClsHead',

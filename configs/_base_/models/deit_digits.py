@@ -1,6 +1,6 @@
-"""A small DeiT for 16x16 images: width 64, depth 4, 16 patches."""
+"""Teacher: a small DeiT for 16x16 images, width 64, depth 4, 16 patches."""
 
-model = dict(
+teacher = dict(
     type='ImageClassifier',
     backbone=dict(
         type='VisionTransformer',
@@ -19,8 +19,4 @@ model = dict(
         in_channels=64,
         loss=dict(type='CrossEntropyLoss'),
     ),
-    init_cfg=[
-        dict(type='TruncNormal', layer='Linear', std=0.02),
-        dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
-    ],
 )
