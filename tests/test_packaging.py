@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SKIP = shutil.ignore_patterns(
-    '.*[!r]', '__pycache__', '*.egg-info', 'build', 'dist', 'work_dirs'
+    '.mim', '__pycache__', '*.egg-info', 'build', 'dist', 'work_dirs'
 )
 
 
@@ -22,7 +22,10 @@ def run_backend(folder, call):
     """Call a hook of the build backend, as pip does."""
     code = f'import setuptools.build_meta as backend; backend.{call}'
     subprocess.run(
-        [sys.executable, '-c', code], cwd=folder, check=True, capture_output=1
+        [sys.executable, '-c', code],
+        cwd=folder,
+        check=True,
+        capture_output=True,
     )
 
 

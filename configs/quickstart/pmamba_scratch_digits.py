@@ -7,5 +7,7 @@ _base_ = [
 
 model = _base_.student
 
+default_hooks = dict(distill_monitor=dict(interval=5))
+
 # 20 %: 260 labelled images, 26 of each digit.
 train_dataloader = dict(dataset=dict(fraction=0.2))

@@ -16,7 +16,7 @@ from transmamba_mm.registry import SCAN_ORDERS
 
 
 def _raster(h: int, w: int) -> Tensor:
-    return torch.arange(h * w).view(h, w)
+    return torch.arange(h * w, device='cpu').view(h, w)
 
 
 @SCAN_ORDERS.register_module()
@@ -97,4 +97,7 @@ def scan_order(name: str, h: int, w: int, device: str = 'cpu') -> Tensor:
         raise KeyError(
             f"unknown scan order '{name}'; registered: {', '.join(known)}"
         )
-    return fn(h, w).to(device)
+    # The cache outlives an enclosing inference mode, whose tensors could not
+    # be used for training later.
+    with torch.inference_mode(False):
+        return fn(h, w).to(device)

@@ -83,6 +83,14 @@ def score_channels(
                 "choose importance='magnitude', 'activation', 'first' or "
                 "'random'"
             )
+        for name in ('embed_dims', 'num_layers'):
+            ours, theirs = getattr(teacher, name), getattr(reference, name)
+            if ours != theirs:
+                raise TransferError(
+                    f'the reference has {name} {theirs}, the teacher {ours}: '
+                    f'reference_ckpt must hold the weights that the teacher '
+                    f'was fine-tuned from'
+                )
         change = _score_tensors(
             teacher, lambda role, t: _change(role, t, reference)
         )

@@ -7,7 +7,7 @@ the ``x`` half of ``in_proj``, and the key and query projections become the
 ``B`` and ``C`` rows of ``x_proj``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Optional
 
 import torch
@@ -73,6 +73,13 @@ class SSMSource:
         elif entry.value is None and not entry.note:
             entry.note = 'SSM'
 
+    def check(self, entries: Sequence[TransferEntry]) -> None:
+        """Refuses a plan in which this source could not do its part.
+
+        Args:
+            entries (Sequence[TransferEntry]): All entries of the plan.
+        """
+
 
 class PretrainedSSM(SSMSource):
     """SSM parameters of a pretrained Mamba of the student's own family.
@@ -105,6 +112,20 @@ class PretrainedSSM(SSMSource):
                     )
                 break
         super().fill(entry, role, subcloner)
+
+    def check(self, entries: Sequence[TransferEntry]) -> None:
+        """Refuses a pretrained Mamba that fits no parameter.
+
+        Raises:
+            TransferError: If no SSM parameter was copied.
+        """
+        if not any(entry.rule == 'ssm' for entry in entries):
+            sample = ', '.join(list(self.state_dict)[:3])
+            raise TransferError(
+                f'ssm_from fits no SSM parameter of the student by name and '
+                f'shape (it starts with {sample}): give the checkpoint of a '
+                f"Mamba of the student's own family and size"
+            )
 
 
 class AttentionSSM(SSMSource):

@@ -202,7 +202,8 @@ class Subcloner:
             score = self._scores[name]
             index = select(score, size)
             self._selected[name, size] = index
-            self.selections[name] = _summarise(index, score.numel())
+            label = f'{name} ({size})' if name in self.selections else name
+            self.selections[label] = _summarise(index, score.numel())
         return self._selected[name, size]
 
     # ------------------------------------------------------- the entries
@@ -221,6 +222,7 @@ class Subcloner:
                 self._fill(entry, role)
             entries.append(entry)
         self._drop_orphan_biases(entries)
+        self.ssm.check(entries)
         settings = dict(
             teacher_family=self.teacher.family,
             importance=self.importance if self._selected else 'not needed',

@@ -39,9 +39,11 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
         if isinstance(inner, Mapping):
             content = inner
             break
+    if not isinstance(content, Mapping):
+        content = {}
     tensors = {
         key: value
-        for key, value in dict(content).items()
+        for key, value in content.items()
         if isinstance(value, Tensor)
     }
     if not tensors:

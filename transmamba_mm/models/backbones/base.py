@@ -184,11 +184,14 @@ class MambaBackbone(BaseModule):
         if self.frozen_stages < 0:
             return
         frozen = [self.patch_embed, *self.layers[: self.frozen_stages]]
+        # Dropout in front of frozen layers stops, too, as in mmpretrain.
+        frozen.append(getattr(self, 'drop_after_pos', None))
         if self.frozen_stages >= len(self.layers):
             frozen.append(self.ln1)
         for module in frozen:
-            module.eval()
-            module.requires_grad_(False)
+            if module is not None:
+                module.eval()
+                module.requires_grad_(False)
         if getattr(self, 'pos_embed', None) is not None:
             self.pos_embed.requires_grad_(False)
 

@@ -245,7 +245,7 @@ class PlainMamba(MambaBackbone):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.drop_after_pos = nn.Dropout(drop_rate)
 
-        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        rates = torch.linspace(0, drop_path_rate, depth, device='cpu')
         self.layers = ModuleList(
             PlainMambaLayer(
                 dims,
@@ -253,7 +253,7 @@ class PlainMamba(MambaBackbone):
                 mixer_cfg=mixer_cfg or {},
                 norm_cfg=norm_cfg or dict(type='LN', eps=1e-5),
                 ffn_ratio=ffn_ratio,
-                drop_path_rate=rates[i],
+                drop_path_rate=rates[i].item(),
                 drop_rate=drop_rate,
                 with_dwconv=i in arch['layers_with_dwconv'],
             )

@@ -46,7 +46,7 @@ def move_rows(order: Tensor, grid: tuple[int, int]) -> Tensor:
     result = torch.zeros_like(order)
     for move, row in _MOVE_ROW.items():
         hit = (moves == moves.new_tensor(move)).all(dim=1)
-        result[1:][hit] = row
+        result[1:].masked_fill_(hit, row)
     return result
 
 
@@ -55,9 +55,11 @@ def _scan_tables(
     directions: tuple[str, ...], h: int, w: int, device: str
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Orders, inverse orders and move rows (K, h*w) of one grid."""
-    orders = [scan_order(name, h, w, device) for name in directions]
-    moves = torch.stack([move_rows(order, (h, w)) for order in orders])
-    return orders, [invert_order(order) for order in orders], moves
+    # Cached, hence no inference tensors, as in `scan_order`.
+    with torch.inference_mode(False):
+        orders = [scan_order(name, h, w, device) for name in directions]
+        moves = torch.stack([move_rows(order, (h, w)) for order in orders])
+        return orders, [invert_order(order) for order in orders], moves
 
 
 class PlainMambaMixer(nn.Module):
@@ -193,15 +195,17 @@ class PlainMambaMixer(nn.Module):
         delta = self.dt_proj(dt)
         B = B.unsqueeze(1) + self.direction_Bs[moves]  # (B, K, L, N)
         C = C.unsqueeze(1).expand_as(B)
-        A = -torch.exp(self.A_log.float())
+        # At least float32, whatever the dtype of the module is.
+        wide = torch.promote_types(self.A_log.dtype, torch.float32)
+        A = -torch.exp(self.A_log.to(wide))
         y = selective_scan(
             torch.cat([reorder(u, order) for order in orders], -1).mT,
             delta.repeat(1, 1, num).mT,
             A.repeat(num, 1),
             B.mT,
             C.mT,
-            D=self.D.float().repeat(num),
-            delta_bias=self.dt_proj.bias.float().repeat(num),
+            D=self.D.to(wide).repeat(num),
+            delta_bias=self.dt_proj.bias.to(wide).repeat(num),
             delta_softplus=True,
         )
         return y.mT.chunk(num, dim=-1)

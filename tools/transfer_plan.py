@@ -1,0 +1,55 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Print what weight subcloning would copy, without training.
+
+Every student tensor with its source, rule and note, the channels that a
+narrower student keeps, and the coverage in percent of all values.
+
+Example::
+
+    python tools/transfer_plan.py CONFIG --json plan.json
+"""
+
+import argparse
+
+from mmengine.config import DictAction
+
+import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
+from transmamba_mm.apis import plan_transfer
+from transmamba_mm.utils import cli
+
+
+def main() -> None:
+    """Run the tool."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', help='config with a SubcloneInitializer')
+    parser.add_argument('--json', metavar='FILE', help='also write JSON')
+    parser.add_argument(
+        '--shapes-only',
+        action='store_true',
+        help='plan with a random teacher when its checkpoint is not at hand; '
+        'the choice of channels is then not meaningful',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config',
+    )
+    args = parser.parse_args()
+    args.launcher, args.local_rank = 'none', 0
+    cfg = cli.load_config(args)
+    try:
+        plan = plan_transfer(cfg, args.shapes_only)
+    except (FileNotFoundError, ValueError) as error:
+        raise cli.UsageError(str(error)) from error
+    print(plan.table())
+    if args.json:
+        plan.dump(args.json)
+
+
+if __name__ == '__main__':
+    cli.run_main(main)
