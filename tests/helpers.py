@@ -1,10 +1,12 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Builders of tiny models and runs that several tests share."""
 
+import copy
 import os
 import runpy
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import torch
@@ -17,6 +19,14 @@ CONFIGS = ROOT / 'configs'
 TINY_CLASSES = 3
 TINY_SIZE = 16  # pixels; patches of 4, so the grid is 4x4
 TINY_GRID = (4, 4)
+
+#: PlainMamba's four directions.
+SNAKES = (
+    'snake_horizontal',
+    'snake_horizontal_reverse',
+    'snake_vertical',
+    'snake_vertical_reverse',
+)
 
 
 def tiny_teacher(**backbone) -> dict:
@@ -94,13 +104,15 @@ def tiny_distiller(**loss) -> dict:
 
 
 def save_teacher(path, config=None, seed: int = 7) -> str:
-    """Writes the weights of a freshly initialised teacher; returns path."""
+    """Writes random weights of a teacher, head included; returns path."""
     from transmamba_mm.registry import MODELS
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         teacher = MODELS.build(config or tiny_teacher())
-        teacher.init_weights()
+        # mmpretrain starts with a head of zeros, which would teach nothing.
+        for parameter in teacher.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
     torch.save(teacher.state_dict(), path)
     return str(path)
 
@@ -109,9 +121,7 @@ def tiny_batch(num: int = 4, seed: int = 0) -> tuple:
     """Normalised images (num, 3, 16, 16) and their annotations."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(num, 3, TINY_SIZE, TINY_SIZE, generator=generator)
-    samples = [
-        DataSample().set_gt_label(i % TINY_CLASSES) for i in range(num)
-    ]
+    samples = [DataSample().set_gt_label(i % TINY_CLASSES) for i in range(num)]
     return images, samples
 
 
@@ -136,8 +146,146 @@ def start_tool(cwd, *command, **kwargs) -> subprocess.Popen:
     )
 
 
+def own_name() -> str:
+    """An option that keeps runs in one process and second apart."""
+    return f'experiment_name=run-{uuid.uuid4().hex}'
+
+
 def run_tool_here(monkeypatch, tool: str, *args) -> None:
     """Runs ``tools/<tool>.py`` in this process, to save the imports."""
     monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
     monkeypatch.setenv('LOCAL_RANK', '0')
     runpy.run_path(str(TOOLS / f'{tool}.py'), run_name='__main__')
+
+
+def vit_cfg(
+    dims=16,
+    depth=2,
+    heads=2,
+    ffn=32,
+    classes=3,
+    img_size=16,
+    patch_size=4,
+    **backbone,
+) -> dict:
+    """Config of a ViT classifier of any size, a teacher."""
+    return dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=dict(
+            type='VisionTransformer',
+            arch=dict(
+                embed_dims=dims,
+                num_layers=depth,
+                num_heads=heads,
+                feedforward_channels=ffn,
+            ),
+            img_size=img_size,
+            patch_size=patch_size,
+            **backbone,
+        ),
+        head=dict(
+            type='VisionTransformerClsHead',
+            num_classes=classes,
+            in_channels=dims,
+        ),
+    )
+
+
+def pmamba_cfg(
+    dims=16,
+    depth=2,
+    classes=3,
+    img_size=16,
+    patch_size=4,
+    stem='patch',
+    ffn_ratio=2,
+    mixer=None,
+    **backbone,
+) -> dict:
+    """Config of a PlainMamba classifier of any size, a student.
+
+    By default it is as wide and deep as :func:`vit_cfg`, with ``expand=1``,
+    so every tensor outside the SSM has a counterpart.
+    """
+    mixer_cfg = dict(d_state=4, expand=1, conv_size=3)
+    mixer_cfg.update(mixer or {})
+    return dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=dict(
+            type='transmamba.PlainMamba',
+            arch=dict(embed_dims=dims, num_layers=depth),
+            img_size=img_size,
+            patch_size=patch_size,
+            stem=stem,
+            ffn_ratio=ffn_ratio,
+            mixer_cfg=mixer_cfg,
+            **backbone,
+        ),
+        head=dict(type='LinearClsHead', num_classes=classes, in_channels=dims),
+    )
+
+
+@torch.no_grad()
+def randomise(model, seed: int = 0) -> None:
+    """Adds noise to every parameter, those that start constant included."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.add_(0.1 * noise.to(parameter))
+
+
+def build(config: dict, seed: int = 0) -> torch.nn.Module:
+    """Builds a model in eval mode, no two parameters of which are equal."""
+    from transmamba_mm.registry import MODELS
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = MODELS.build(copy.deepcopy(config))
+    randomise(model, seed)
+    return model.eval()
+
+
+def snapshot(model) -> dict:
+    """A copy of the state dict that training cannot change."""
+    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+
+class TinyPictures(torch.utils.data.Dataset):
+    """Packed random pictures, as a pipeline would give them."""
+
+    def __init__(self, num: int = 8) -> None:
+        generator = torch.Generator().manual_seed(3)
+        shape = (num, 3, TINY_SIZE, TINY_SIZE)
+        self.images = torch.randint(256, shape, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = DataSample().set_gt_label(index % TINY_CLASSES)
+        return dict(inputs=self.images[index].byte(), data_samples=sample)
+
+
+def tiny_runner(work_dir, model, max_epochs: int = 1, num: int = 8, **kwargs):
+    """A Runner that trains ``model`` on :class:`TinyPictures` with SGD."""
+    from mmengine.dataset import pseudo_collate
+    from mmengine.runner import Runner
+
+    settings = dict(
+        model=model,
+        work_dir=str(work_dir),
+        train_dataloader=torch.utils.data.DataLoader(
+            TinyPictures(num), batch_size=4, collate_fn=pseudo_collate
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=max_epochs),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05)),
+        default_scope='mmpretrain',
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1),
+            checkpoint=dict(type='transmamba.SafeCheckpointHook'),
+        ),
+        randomness=dict(seed=0),
+        experiment_name=f'tiny-{uuid.uuid4().hex}',
+    )
+    settings.update(kwargs)
+    return Runner(**settings)

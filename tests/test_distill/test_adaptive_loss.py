@@ -386,7 +386,7 @@ def test_numerical_gradient():
 def test_misaligned_tokens_are_explained():
     module = AdaptiveBidirectionalDistill()
     with_class_token = make_teacher(grid=(1, 7))
-    with pytest.raises(ValueError, match='6 tokens .grid 2x3.*has 7 patch'):
+    with pytest.raises(ValueError, match=r'6 tokens .grid 2x3.*has 7 patch'):
         module(make_taps(), with_class_token)
 
 

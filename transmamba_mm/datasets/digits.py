@@ -55,7 +55,6 @@ class Digits(BaseDataset):
             dict(
                 img=np.repeat(pixels[i][..., None], 3, axis=2),
                 gt_label=int(digits.target[i]),
-                sample_idx=int(i),
             )
             for i in chosen
         ]

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -49,10 +48,12 @@ class DistillMonitor(Hook):
     def before_train(self, runner: Runner) -> None:
         """Runs one sample through all losses; changes nothing."""
         model = self._model(runner)
+        if getattr(model, 'distiller', None) is None:
+            return
         modes = {module: module.training for module in model.modules()}
-        dataset = runner.train_dataloader.dataset
+        loader = runner.train_dataloader
         with _untouched_randomness(), torch.no_grad():
-            batch = pseudo_collate([dataset[0]])
+            batch = loader.collate_fn([loader.dataset[0]])
             nn.Module.eval(model)
             try:
                 data = model.data_preprocessor(batch, False)

@@ -30,6 +30,18 @@ def _extra_tokens_of(model: nn.Module, path: str) -> Optional[int]:
     return None
 
 
+def _last_layer_and_norm(model: nn.Module, names: list[str]) -> bool:
+    """Whether the names end with the last layer and the norm after it."""
+    stems = [re.sub(r'\d+', '#', name) for name in names]
+    if len(set(stems)) != 2 or stems.count(stems[-1]) != 1:
+        return False
+    parent, _, index = names[-2].rpartition('.')
+    *_, last = (
+        name for name, _ in model.get_submodule(parent).named_children()
+    )
+    return index == last and index.isdigit()
+
+
 @TASK_UTILS.register_module()
 class LayerwiseOutputsRecorder(BaseRecorder):
     r"""Records the outputs of all modules that match a pattern.
@@ -136,6 +148,7 @@ class PatchTokensRecorder(LayerwiseOutputsRecorder):
     ) -> None:
         super().__init__(source)
         self.num_extra_tokens = num_extra_tokens
+        self._norm_replaces_last = False
 
     def prepare_from_model(self, model: Optional[nn.Module] = None) -> None:
         """Finds the modules and the number of class tokens."""
@@ -148,12 +161,11 @@ class PatchTokensRecorder(LayerwiseOutputsRecorder):
                 f'cannot tell how many class tokens precede the patches at '
                 f'{names[0]!r}: set num_extra_tokens of this recorder'
             )
+        self._norm_replaces_last = _last_layer_and_norm(model, names)
 
     def _collect(self) -> list[Tensor]:
         outputs = super()._collect()
-        stems = [re.sub(r'\d+', '#', name) for name in self._modules]
-        if len(set(stems)) == 2 and stems.count(stems[-1]) == 1:
-            # Layers and the final norm: the norm stands for the last layer.
+        if self._norm_replaces_last:
             del outputs[-2]
         return [out[:, self.num_extra_tokens :] for out in outputs]
 

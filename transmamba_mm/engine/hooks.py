@@ -4,14 +4,17 @@
 import os
 import os.path as osp
 import random
-import tempfile
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank, is_main_process
-from mmengine.fileio import LocalBackend, register_backend
+from mmengine.fileio import (
+    BaseStorageBackend,
+    LocalBackend,
+    register_backend,
+)
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
@@ -20,17 +23,18 @@ from transmamba_mm.registry import FUNCTIONS, HOOKS
 
 def _replace_file(path: Union[str, Path], content: bytes) -> None:
     """Writes a file so that a kill leaves the old or the new content."""
-    folder = osp.dirname(osp.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix='.part')
+    os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
+    # A fixed name: what a kill leaves behind is overwritten the next time.
+    temporary = f'{path}.part'
     try:
-        with os.fdopen(handle, 'wb') as file:
+        with open(temporary, 'wb') as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        if osp.exists(temporary):
+            os.unlink(temporary)
         raise
 
 
@@ -41,6 +45,22 @@ class AtomicLocalBackend(LocalBackend):
     def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
         """Writes ``obj`` to ``filepath``, all or nothing."""
         _replace_file(filepath, obj)
+
+
+class _KeepForNow:
+    """A file backend that only notes what is to be removed."""
+
+    def __init__(self, backend: BaseStorageBackend) -> None:
+        self._backend = backend
+        self.doomed: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self.doomed.append(path)
+
+    rmtree = remove
 
 
 @HOOKS.register_module()
@@ -62,8 +82,9 @@ class SafeCheckpointHook(CheckpointHook):
         self, runner: Runner, step: int, meta: dict
     ) -> None:
         doomed = None
-        kept = self.keep_ckpt_ids
-        if self.max_keep_ckpts > 0 and (not kept or kept[-1] != step):
+        # Without a limit there is no such list.
+        kept = self.keep_ckpt_ids if self.max_keep_ckpts > 0 else None
+        if kept is not None and (not kept or kept[-1] != step):
             if len(kept) == self.max_keep_ckpts:
                 doomed = kept.popleft()
             kept.append(step)
@@ -88,11 +109,28 @@ class SafeCheckpointHook(CheckpointHook):
         _replace_file(pointer, self.last_ckpt.encode())
         if doomed is not None:
             name = self.filename_tmpl.format(doomed)
-            path = self.file_backend.join_path(self.out_dir, name)
-            if self.file_backend.isfile(path):
-                self.file_backend.remove(path)
-            elif self.file_backend.isdir(path):
-                self.file_backend.rmtree(path)
+            self._remove(self.file_backend.join_path(self.out_dir, name))
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        # MMEngine's own removes the previous best checkpoint first.
+        backend = self.file_backend
+        self.file_backend = _KeepForNow(backend)
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+            doomed = self.file_backend.doomed
+        finally:
+            self.file_backend = backend
+        best = set(getattr(self, 'best_ckpt_path_dict', {}).values())
+        best.add(getattr(self, 'best_ckpt_path', None))
+        for path in doomed:
+            if path not in best:
+                self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):
+            self.file_backend.rmtree(path)
 
 
 @HOOKS.register_module()

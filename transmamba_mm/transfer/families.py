@@ -163,7 +163,10 @@ def _read_family(
     family: TeacherFamily, prefix: str, state_dict: Mapping[str, Tensor]
 ) -> TeacherWeights:
     head = family.head
-    head = head[1:] if head.startswith('^') else prefix + head
+    if head.startswith('^'):
+        head = prefix.removesuffix('backbone.') + head[1:]
+    else:
+        head = prefix + head
     tensors, names, extra = {}, {}, 0
     for key, value in state_dict.items():
         role = None

@@ -14,13 +14,13 @@ vectors pin down:
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transmamba_mm.ops import invert_order, reorder, selective_scan
+from transmamba_mm.ops import invert_order, selective_scan
 
 from ..scan_orders import scan_order
 from .taps import DirectionTaps
@@ -50,16 +50,42 @@ def move_rows(order: Tensor, grid: tuple[int, int]) -> Tensor:
     return result
 
 
+class _ScanTables(NamedTuple):
+    """Index tables of K directions on one grid of L tokens.
+
+    One gather for all directions is faster than one per direction.
+
+    Attributes:
+        orders (list[Tensor]): Per direction (L,), see :func:`scan_order`.
+        gather (Tensor): (L*K,) raster index of step t, direction k.
+        scatter (Tensor): (K*L,) row of ``gather`` at which direction k
+            visits raster token p.
+        moves (Tensor): (K, L) rows of ``direction_Bs``.
+    """
+
+    orders: list[Tensor]
+    gather: Tensor
+    scatter: Tensor
+    moves: Tensor
+
+
 @lru_cache(maxsize=64)
 def _scan_tables(
     directions: tuple[str, ...], h: int, w: int, device: str
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Orders, inverse orders and move rows (K, h*w) of one grid."""
-    # Cached, hence no inference tensors, as in `scan_order`.
+) -> _ScanTables:
+    # The cache outlives an enclosing inference mode, whose tensors could not
+    # be used for training later.
     with torch.inference_mode(False):
         orders = [scan_order(name, h, w, device) for name in directions]
-        moves = torch.stack([move_rows(order, (h, w)) for order in orders])
-        return orders, [invert_order(order) for order in orders], moves
+        num = len(orders)
+        inverse = torch.stack([invert_order(order) for order in orders])
+        offset = torch.arange(num, device=inverse.device).unsqueeze(1)
+        return _ScanTables(
+            orders,
+            torch.stack(orders, dim=1).flatten(),
+            (inverse * num + offset).flatten(),
+            torch.stack([move_rows(order, (h, w)) for order in orders]),
+        )
 
 
 class PlainMambaMixer(nn.Module):
@@ -161,45 +187,49 @@ class PlainMambaMixer(nn.Module):
         u = u.transpose(1, 2).unflatten(2, grid)
         u = F.silu(self.conv2d(u)).flatten(2).transpose(1, 2)
         gate = F.silu(z)
-        orders, inverses, moves = _scan_tables(
-            self.directions, *grid, str(x.device)
-        )
-        scanned = self._scan(u, orders, moves)
-        mixed = sum(
-            reorder(y, inverse) for y, inverse in zip(scanned, inverses)
-        )
-        for name, y, order in zip(self.directions, scanned, orders):
-            if self.taps.active(name):
-                inner = reorder(gate, order) * y
-                self.taps.emit(name, inner, self._project_out, grid)
-        out = self.out_proj(gate * mixed)
-        return out if self.gamma is None else out * self.gamma
+        tables = _scan_tables(self.directions, *grid, str(x.device))
+        scanned = self._scan(u, tables)
+        if not any(map(self.taps.active, self.directions)):
+            out = self.out_proj(gate * scanned.sum(1))
+            return out if self.gamma is None else out * self.gamma
+        # Projecting each direction replaces projecting their sum.
+        inner = gate.unsqueeze(1) * scanned
+        parts = self._project_out(inner)
+        for k, name in enumerate(self.directions):
+            self.taps.emit(
+                name, inner[:, k], parts[:, k], tables.orders[k], grid
+            )
+        out = parts.sum(1)
+        bias = self.out_proj.bias
+        if bias is not None:
+            out = out + (bias if self.gamma is None else bias * self.gamma)
+        return out
 
-    def _scan(
-        self, u: Tensor, orders: Sequence[Tensor], moves: Tensor
-    ) -> Sequence[Tensor]:
+    def _scan(self, u: Tensor, tables: '_ScanTables') -> Tensor:
         """Runs all directions as channel groups of one scan.
 
         Args:
             u (Tensor): Convolved tokens (B, L, d_inner), raster order.
-            orders (Sequence[Tensor]): One (L,) order per direction.
-            moves (Tensor): (K, L) rows of ``direction_Bs``.
+            tables (_ScanTables): Index tables of the grid.
 
         Returns:
-            Sequence[Tensor]: Per direction (B, L, d_inner) in scan order.
+            Tensor: (B, K, L, d_inner), each direction back in raster order.
         """
-        num = len(orders)
+        num = len(self.directions)
         dt, B, C = self.x_proj(u).split(
             [self.dt_rank, self.d_state, self.d_state], dim=-1
         )
         delta = self.dt_proj(dt)
-        B = B.unsqueeze(1) + self.direction_Bs[moves]  # (B, K, L, N)
+        B = B.unsqueeze(1) + self.direction_Bs[tables.moves]  # (B, K, L, N)
         C = C.unsqueeze(1).expand_as(B)
         # At least float32, whatever the dtype of the module is.
         wide = torch.promote_types(self.A_log.dtype, torch.float32)
         A = -torch.exp(self.A_log.to(wide))
         y = selective_scan(
-            torch.cat([reorder(u, order) for order in orders], -1).mT,
+            u.index_select(1, tables.gather)
+            .unflatten(1, (-1, num))
+            .flatten(2)
+            .mT,
             delta.repeat(1, 1, num).mT,
             A.repeat(num, 1),
             B.mT,
@@ -208,4 +238,5 @@ class PlainMambaMixer(nn.Module):
             delta_bias=self.dt_proj.bias.to(wide).repeat(num),
             delta_softplus=True,
         )
-        return y.mT.chunk(num, dim=-1)
+        steps = y.mT.unflatten(2, (num, -1)).flatten(1, 2)
+        return steps.index_select(1, tables.scatter).unflatten(1, (num, -1))

@@ -7,9 +7,11 @@ it; the mixer computes the tapped tensor only then. A recorder that attaches
 its hooks for the recorded pass alone therefore costs nothing elsewhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
+
+from transmamba_mm.ops import reorder
 
 Grid = tuple[int, ...]
 
@@ -58,18 +60,22 @@ class DirectionTaps(nn.Module):
         self,
         direction: str,
         inner: Tensor,
-        project: Callable[[Tensor], Tensor],
+        out: Tensor,
+        order: Tensor,
         grid: Grid,
     ) -> None:
-        """Shows one direction; projects only if somebody records that.
+        """Shows one direction, in its scan order.
 
         Args:
             direction (str): Name of the direction.
-            inner (Tensor): Gated scan output (B, L, d_inner), scan order.
-            project (Callable): ``out_proj`` without its bias.
+            inner (Tensor): Gated scan output (B, L, d_inner), raster order.
+            out (Tensor): The same after ``out_proj`` (B, L, d_model).
+            order (Tensor): (L,) raster index visited at each step.
             grid (tuple[int, ...]): Patch grid.
         """
-        if self.inner[direction].active:
-            self.inner[direction](inner, grid)
-        if self.out[direction].active:
-            self.out[direction](project(inner), grid)
+        for tap, tokens in (
+            (self.inner[direction], inner),
+            (self.out[direction], out),
+        ):
+            if tap.active:
+                tap(reorder(tokens, order), grid)

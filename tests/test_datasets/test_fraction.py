@@ -1,0 +1,152 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Nested, class-balanced shares of a data set."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from transmamba_mm.datasets.fraction import stratified_indices
+from transmamba_mm.registry import DATASETS
+
+LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
+FRACTIONS = st.floats(0.001, 1)
+
+
+@given(LABELS, FRACTIONS, st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_counts_per_class(labels, fraction, seed):
+    kept = stratified_indices(labels, fraction, seed)
+    assert kept == sorted(set(kept))
+    assert all(0 <= i < len(labels) for i in kept)
+    for label in np.unique(labels):
+        size = int((labels == label).sum())
+        count = int((labels[kept] == label).sum())
+        assert 1 <= count <= size
+        assert abs(count - fraction * size) <= 0.5 or count == 1
+    assert kept == stratified_indices(labels, fraction, seed)
+
+
+@given(LABELS, FRACTIONS, FRACTIONS, st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_nested(labels, first, second, seed):
+    small, large = sorted((first, second))
+    assert set(stratified_indices(labels, small, seed)) <= set(
+        stratified_indices(labels, large, seed)
+    )
+
+
+@given(LABELS, st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_everything(labels, seed):
+    everything = list(range(len(labels)))
+    assert stratified_indices(labels, 1.0, seed) == everything
+
+
+def test_seeds_differ():
+    labels = np.zeros(100, int)
+    draws = {tuple(stratified_indices(labels, 0.1, s)) for s in range(5)}
+    assert len(draws) == 5
+    # A draw, not the first ones.
+    assert tuple(range(10)) not in draws
+
+
+def build(dataset, **kwargs):
+    return DATASETS.build(
+        dict(type='transmamba.FractionDataset', dataset=dataset, **kwargs)
+    )
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Twelve pictures of class a, six of b, one of c."""
+    root = tmp_path_factory.mktemp('pictures')
+    value = 0
+    for name, count in (('a', 12), ('b', 6), ('c', 1)):
+        (root / name).mkdir()
+        for i in range(count):
+            pixels = np.full((4, 4, 3), value, np.uint8)
+            Image.fromarray(pixels).save(root / name / f'{i:02d}.png')
+            value += 1
+    return root
+
+
+def pictures(folder, **kwargs):
+    return dict(
+        type='mmpretrain.CustomDataset',
+        data_prefix=str(folder),
+        pipeline=[dict(type='LoadImageFromFile')],
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize('lazy', [False, True])
+def test_any_data_set_of_mmpretrain(folder, lazy):
+    dataset = build(pictures(folder, lazy_init=lazy), fraction=0.5, seed=3)
+    assert type(dataset).__name__ == 'CustomDataset'
+    assert len(dataset) == 6 + 3 + 1
+    labels = dataset.get_gt_labels()
+    assert np.bincount(labels).tolist() == [6, 3, 1]
+    assert dataset.metainfo['classes'] == ('a', 'b', 'c')
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        value = int(sample['img'].flat[0])
+        assert sample['gt_label'] == (value >= 12) + (value >= 18)
+        assert sample['gt_label'] == labels[i]
+    whole = DATASETS.build(pictures(folder))
+    whole_paths = [whole.get_data_info(i)['img_path'] for i in range(19)]
+    wanted = stratified_indices(whole.get_gt_labels(), 0.5, 3)
+    found = [dataset.get_data_info(i)['img_path'] for i in range(10)]
+    assert found == [whole_paths[i] for i in wanted]
+
+
+def paths_of(dataset):
+    infos = map(dataset.get_data_info, range(len(dataset)))
+    return {info['img_path'] for info in infos}
+
+
+def test_shares_of_a_data_set_are_nested(folder):
+    found = []
+    for fraction in (0.1, 0.4, 0.8):
+        dataset = build(pictures(folder), fraction=fraction)
+        found.append(
+            {
+                x['img_path']
+                for x in map(dataset.get_data_info, range(len(dataset)))
+            }
+        )
+    assert found[0] < found[1] < found[2]
+
+
+def test_the_choice_does_not_touch_the_runs_randomness(folder):
+    np.random.seed(5)
+    wanted = np.random.rand()
+    np.random.seed(5)
+    build(pictures(folder), fraction=0.5)
+    assert np.random.rand() == wanted
+
+
+def test_fraction_one_changes_nothing(folder):
+    dataset = build(pictures(folder), fraction=1)
+    assert len(dataset) == 19
+    assert len(build(pictures(folder))) == 19
+    # Not even loaded, if the data set is lazy.
+    lazy = build(pictures(folder, lazy_init=True), fraction=1.0)
+    assert not lazy._fully_initialized
+
+
+@pytest.mark.parametrize('fraction', [0, -0.5, 1.01, float('nan')])
+def test_out_of_range(folder, fraction):
+    with pytest.raises(ValueError, match=r'fraction must lie in \(0, 1\]'):
+        build(pictures(folder), fraction=fraction)
+
+
+def test_digits():
+    digits = dict(type='transmamba.Digits', split='train')
+    dataset = build(digits, fraction=0.2)
+    # Rounded per class.
+    assert len(dataset) == 259
+    counts = np.bincount(dataset.get_gt_labels())
+    assert counts.min() >= 25
+    assert counts.max() <= 27

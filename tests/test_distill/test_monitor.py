@@ -1,0 +1,267 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""DistillMonitor: a check before training that leaves no trace, and logs."""
+
+import copy
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    TinyPictures,
+    save_teacher,
+    tiny_distiller,
+    tiny_runner,
+    tiny_student,
+    tiny_teacher,
+)
+from mmengine.dataset import pseudo_collate
+from mmengine.hooks import Hook
+from torch.utils.data import DataLoader, IterableDataset
+
+from transmamba_mm.distill import DistillMonitor, TransMambaDistill
+from transmamba_mm.registry import MODELS
+
+DIRECTIONS = 4
+LAYERS = 2
+
+
+@pytest.fixture(scope='module')
+def teacher_ckpt(tmp_path_factory):
+    return save_teacher(tmp_path_factory.mktemp('teacher') / 'teacher.pth')
+
+
+@pytest.fixture
+def make(teacher_ckpt):
+    def build(**kwargs):
+        settings = dict(
+            architecture=tiny_student(),
+            teacher=tiny_teacher(),
+            distiller=tiny_distiller(),
+            teacher_ckpt=teacher_ckpt,
+        )
+        settings.update(kwargs)
+        return TransMambaDistill(**settings)
+
+    return build
+
+
+class Steps(Hook):
+    """Counts the iterations."""
+
+    def __init__(self):
+        self.num = 0
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.num += 1
+
+
+def set_source(distiller, kind):
+    if kind == 'class token':
+        tokens = distiller['teacher_recorders']['tokens']
+        tokens['num_extra_tokens'] = 0
+    elif kind == 'tap width':
+        distiller['student_recorders']['taps']['tap'] = 'inner'
+    elif kind == 'teacher width':
+        distiller['connectors']['calibration']['out_channels'] = 20
+    elif kind == 'too few layers':
+        loss = distiller['distill_losses']['loss_tm']
+        loss['teacher_layers'] = 'uniform'
+    return distiller
+
+
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [
+        ('class token', r'16 tokens \(grid 4x4\), the teacher has 17'),
+        ('tap width', r"expects 12 channels.*the tap has 24.*tap='inner'"),
+        ('teacher width', r'have 20 channels, the teacher 16'),
+        ('too few layers', r'needs all teacher layers'),
+    ],
+)
+def test_mistakes_are_found_before_training(make, tmp_path, kind, message):
+    steps = Steps()
+    model = make(distiller=set_source(tiny_distiller(), kind))
+    runner = tiny_runner(
+        tmp_path, model, custom_hooks=[DistillMonitor(), steps]
+    )
+    with pytest.raises(ValueError, match=message):
+        runner.train()
+    assert steps.num == 0
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_a_grid_that_differs(make, tmp_path):
+    student = tiny_student(patch_size=8)
+    steps = Steps()
+    runner = tiny_runner(
+        tmp_path,
+        make(architecture=student),
+        custom_hooks=[DistillMonitor(), steps],
+    )
+    with pytest.raises(ValueError, match=r'grid 2x2.*set FeatureCalibra'):
+        runner.train()
+    assert steps.num == 0
+    distiller = tiny_distiller()
+    distiller['connectors']['calibration']['grid'] = (4, 4)
+    tiny_runner(
+        tmp_path,
+        make(architecture=student, distiller=distiller),
+        custom_hooks=[DistillMonitor(), steps],
+    ).train()
+    assert steps.num == 2
+
+
+def random_states():
+    return (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        np.random.get_state()[2:],
+        torch.get_rng_state().tolist(),
+    )
+
+
+class Noisy(TinyPictures):
+    """Consumes all three generators per sample."""
+
+    def __getitem__(self, index):
+        random.random(), np.random.rand(), torch.rand(1)
+        return super().__getitem__(index)
+
+
+def test_the_check_leaves_no_trace(make, tmp_path):
+    """Dropout, BatchNorm and augmentation would notice."""
+    student = tiny_student(
+        arch=dict(embed_dims=12, num_layers=2, layers_with_dwconv=(0,)),
+        stem='conv',
+        drop_rate=0.5,
+        drop_path_rate=0.5,
+        frozen_stages=1,
+    )
+    model = make(architecture=student)
+    loader = DataLoader(Noisy(8), batch_size=4, collate_fn=pseudo_collate)
+    seen = {}
+
+    class Watch(DistillMonitor):
+        def before_train(self, runner):
+            model.train()
+            state = copy.deepcopy(model.state_dict())
+            modes = {n: m.training for n, m in model.named_modules()}
+            randomness = random_states()
+            super().before_train(runner)
+            assert random_states() == randomness
+            assert modes == {n: m.training for n, m in model.named_modules()}
+            for key, value in model.state_dict().items():
+                assert torch.equal(value, state[key]), key
+            assert all(p.grad is None for p in model.parameters())
+            seen['checked'] = len(
+                model.distiller.distill_losses['loss_tm'].similarities
+            )
+
+    tiny_runner(
+        tmp_path, model, train_dataloader=loader, custom_hooks=[Watch()]
+    ).train()
+    assert seen['checked'] == DIRECTIONS
+
+
+def test_training_is_the_same_with_and_without(make, tmp_path):
+    weights = []
+    for name, hooks in (('with', [DistillMonitor(interval=1)]), ('out', [])):
+        student = tiny_student(drop_rate=0.3)
+        torch.manual_seed(5)
+        model = make(architecture=student)
+        torch.manual_seed(6)
+        tiny_runner(tmp_path / name, model, custom_hooks=hooks).train()
+        weights.append(model.state_dict())
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key
+
+
+def test_scalars_and_table(make, tmp_path):
+    runner = tiny_runner(
+        tmp_path,
+        make(),
+        num=16,
+        visualizer=dict(
+            type='UniversalVisualizer',
+            vis_backends=[dict(type='LocalVisBackend')],
+        ),
+        custom_hooks=[DistillMonitor(interval=2)],
+    )
+    runner.train()
+    (path,) = tmp_path.glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [x for x in lines if any('similarities' in k for k in x)]
+    assert [row['step'] for row in rows] == [2, 4]
+    loss = runner.model.distiller.distill_losses['loss_tm']
+    for kind, values in (
+        ('similarities', loss.similarities),
+        ('weights', loss.weights),
+    ):
+        for direction, layers in values.items():
+            for layer in range(LAYERS):
+                key = f'loss_tm/{kind}/{direction}/layer{layer:02d}'
+                wanted = pytest.approx(layers[layer].item(), abs=1e-6)
+                assert rows[-1][key] == wanted
+    names = [k for k in rows[0] if k.startswith('loss_tm/')]
+    assert len(names) == 2 * DIRECTIONS * LAYERS
+    # The statistics of the loss reach the log as well.
+    assert {'distill.sim_min', 'distill.w_max'} <= set(lines[0])
+
+    (path,) = tmp_path.glob('*/*.log')
+    log = path.read_text()
+    assert 'loss_tm: similarity (weight) of layers' in log
+    for direction, layers in loss.similarities.items():
+        row = re.search(rf'  {direction}: (.*)', log).group(1)
+        assert row.count('(') == LAYERS
+        assert row.startswith(f'{layers[0].item():.3f} (')
+
+
+class Stream(IterableDataset):
+    """Has no samples by index."""
+
+    def __iter__(self):
+        return iter(TinyPictures(8))
+
+    def __len__(self):
+        return 8
+
+
+def test_idle_without_a_distiller(tmp_path):
+    """So default_runtime.py suits any data set and model."""
+    model = MODELS.build(tiny_teacher())
+    loader = DataLoader(Stream(), batch_size=4, collate_fn=pseudo_collate)
+    passes = []
+    model.register_forward_hook(lambda *args: passes.append(1))
+    runner = tiny_runner(
+        tmp_path,
+        model,
+        train_dataloader=loader,
+        custom_hooks=[DistillMonitor(interval=1)],
+    )
+    runner.train()
+    assert len(passes) == 2
+    (path,) = tmp_path.glob('*/*.log')
+    assert 'similarity' not in path.read_text()
+
+
+def test_the_loaders_own_collate_function(make, tmp_path):
+    def collate(samples):
+        return pseudo_collate([dict(s, inputs=s['pixels']) for s in samples])
+
+    class Renamed(TinyPictures):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            return dict(sample, pixels=sample.pop('inputs'))
+
+    loader = DataLoader(Renamed(8), batch_size=4, collate_fn=collate)
+    steps = Steps()
+    tiny_runner(
+        tmp_path,
+        make(),
+        train_dataloader=loader,
+        custom_hooks=[DistillMonitor(), steps],
+    ).train()
+    assert steps.num == 2

@@ -1,0 +1,149 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Scan orders: the built-in ones, and one that a user registers."""
+
+import pytest
+import torch
+from helpers import SNAKES, randomise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transmamba_mm.models import PlainMamba
+from transmamba_mm.models.layers.plain_mamba_mixer import move_rows
+from transmamba_mm.models.scan_orders import scan_order
+from transmamba_mm.registry import SCAN_ORDERS
+
+# The scans are summed in another order than the taps.
+CLOSE = dict(rtol=1e-4, atol=1e-5)
+
+NAMES = (*SNAKES, 'raster', 'raster_reverse', 'column', 'column_reverse')
+grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
+few = settings(max_examples=20, deadline=None)
+
+
+def test_all_built_in_orders_are_tested_here():
+    assert set(NAMES) <= set(SCAN_ORDERS.module_dict)
+
+
+@few
+@given(grids)
+def test_every_registered_order_is_a_permutation(grid):
+    for name in SCAN_ORDERS.module_dict:
+        order = scan_order(name, *grid)
+        assert order.dtype == torch.int64
+        assert order.sort().values.tolist() == list(range(grid[0] * grid[1]))
+
+
+@few
+@given(grids)
+def test_reverse_is_the_flip(grid):
+    for name in NAMES:
+        if name.endswith('_reverse'):
+            forward = scan_order(name.removesuffix('_reverse'), *grid)
+            assert scan_order(name, *grid).equal(forward.flip(0))
+
+
+@few
+@given(grids)
+def test_snakes_only_move_to_a_neighbour(grid):
+    for name in SNAKES:
+        order = scan_order(name, *grid)
+        rows, cols = order // grid[1], order % grid[1]
+        steps = rows.diff().abs() + cols.diff().abs()
+        assert steps.eq(1).all()
+        moves = move_rows(order, grid)
+        assert moves[0] == 0
+        assert moves[1:].ne(0).all()
+
+
+def test_orders_on_a_small_grid():
+    expected = dict(
+        raster=[0, 1, 2, 3, 4, 5],
+        column=[0, 3, 1, 4, 2, 5],
+        snake_horizontal=[0, 1, 2, 5, 4, 3],
+        snake_vertical=[0, 3, 4, 1, 2, 5],
+    )
+    for name, order in expected.items():
+        assert scan_order(name, 2, 3).tolist() == order
+
+
+def test_moves_name_the_step_that_was_made():
+    # Right, jump, up, left, down, jump on a grid of 2x3.
+    order = torch.tensor([0, 1, 5, 2, 1, 4, 0])
+    assert move_rows(order, (2, 3)).tolist() == [0, 1, 0, 3, 2, 4, 0]
+
+
+def test_unknown_order_lists_the_known_ones():
+    with pytest.raises(KeyError, match=r'zigzag.*raster_reverse'):
+        scan_order('zigzag', 2, 2)
+
+
+def test_cached_orders_are_no_inference_tensors():
+    with torch.inference_mode():
+        order = scan_order('column', 3, 11)
+    assert not order.is_inference()
+
+
+# --------------------------------------------------- a user's own order
+
+
+@pytest.fixture
+def registered():
+    """Registers orders by name for one test."""
+    added = []
+
+    def add(name, fn):
+        SCAN_ORDERS.register_module(name=name, module=fn)
+        added.append(name)
+        return name
+
+    yield add
+    for name in added:
+        SCAN_ORDERS.module_dict.pop(name)
+
+
+def diagonal(h, w):
+    cells = [(i + j, i, i * w + j) for i in range(h) for j in range(w)]
+    return torch.tensor([cell[2] for cell in sorted(cells)])
+
+
+def test_a_registered_order_works_by_name_alone(registered):
+    name = registered('test_diagonal', diagonal)
+    net = PlainMamba(
+        arch=dict(embed_dims=8, num_layers=1),
+        img_size=16,
+        patch_size=4,
+        directions=(name, 'raster_reverse'),
+        mixer_cfg=dict(d_state=4, conv_size=3),
+    )
+    randomise(net)
+    assert net.scan_order(name, 2, 2).tolist() == [0, 1, 2, 3]
+    assert net.scan_order(name, 2, 3).tolist() == [0, 1, 3, 2, 4, 5]
+    mixer, taps = net.layers[0].mamba, net.taps()[0]
+    seen = {}
+    for direction, tap in taps.out.items():
+        tap.register_forward_hook(
+            lambda m, args, out, d=direction: seen.update({d: (out, args[1])})
+        )
+    mixer.register_forward_hook(lambda m, i, out: seen.update(mixer=out))
+    (out,) = net(torch.randn(2, 3, 12, 20))
+    out.sum().backward()
+    assert out.isfinite().all()
+    total = mixer.out_proj.bias
+    for direction in net.directions:
+        tokens, grid = seen[direction]
+        assert grid == (3, 5)
+        order = net.scan_order(direction, *grid)
+        total = total + torch.empty_like(tokens).index_copy(1, order, tokens)
+    torch.testing.assert_close(total, seen['mixer'], **CLOSE)
+
+
+def test_an_order_that_misses_tokens_is_refused(registered):
+    name = registered('test_twice', lambda h, w: torch.zeros(h * w).long())
+    net = PlainMamba(
+        arch=dict(embed_dims=8, num_layers=1),
+        img_size=16,
+        patch_size=4,
+        directions=(name,),
+    )
+    with pytest.raises(ValueError, match='exactly once'):
+        net(torch.randn(1, 3, 16, 16))

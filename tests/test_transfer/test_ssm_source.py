@@ -1,0 +1,236 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Where the state space model's parameters come from."""
+
+import pytest
+import torch
+from helpers import build, pmamba_cfg, snapshot, vit_cfg
+
+from transmamba_mm.transfer import Subcloner, TransferError, read_teacher
+from transmamba_mm.transfer.ssm import build_ssm_source
+
+# Solving a 16x16 system in double precision, stored in float32.
+SOLVED = dict(rtol=1e-3, atol=1e-4)
+
+
+def subclone(student, teacher, source, **kwargs):
+    kwargs.setdefault('importance', 'first')
+    before = snapshot(student)
+    teacher = read_teacher(teacher.state_dict())
+    plan = Subcloner(student, teacher, ssm=source, **kwargs).plan()
+    plan.apply(student)
+    return {entry.name: entry for entry in plan.entries}, before, plan
+
+
+def ssm_names(student):
+    return [
+        name
+        for name, _ in student.named_parameters()
+        if '.mamba.' in name and 'out_proj' not in name
+    ]
+
+
+def mixer_parts(student, layer=0, d_state=4):
+    """x half and z half of in_proj, and dt, B and C rows of x_proj."""
+    mixer = student.backbone.layers[layer].mamba
+    rank = mixer.dt_rank
+    x_proj = mixer.x_proj.weight.split([rank, d_state, d_state])
+    return mixer.in_proj.weight.chunk(2), mixer.in_proj.bias.chunk(2), x_proj
+
+
+def attention(teacher, layer=0):
+    """Query, key and value projections, and the value's bias."""
+    qkv = teacher.backbone.layers[layer].attn.qkv
+    return (*qkv.weight.chunk(3), qkv.bias.chunk(3)[2])
+
+
+# ------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize('d_state', [4, 16])
+def test_attention_becomes_the_ssm(d_state):
+    teacher = build(vit_cfg(), 1)
+    student = build(pmamba_cfg(mixer=dict(d_state=d_state)), 2)
+    source = build_ssm_source('attention')
+    entries, before, plan = subclone(student, teacher, source)
+    for i in range(2):
+        query, key, value, bias = attention(teacher, i)
+        weights, biases, (dt, B, C) = mixer_parts(student, i, d_state)
+        assert weights[0].equal(value)
+        assert biases[0].equal(bias)
+        prefix = f'backbone.layers.{i}.mamba.'
+        assert weights[1].equal(before[prefix + 'in_proj.weight'][16:])
+        assert biases[1].equal(before[prefix + 'in_proj.bias'][16:])
+        assert dt.equal(before[prefix + 'x_proj.weight'][: len(dt)])
+        torch.testing.assert_close(B @ value, key[:d_state], **SOLVED)
+        torch.testing.assert_close(C @ value, query[:d_state], **SOLVED)
+        entry = entries[prefix + 'x_proj.weight']
+        assert entry.rule == 'attention'
+        assert entry.source == f'backbone.layers.{i}.attn.qkv.weight'
+        assert entry.copied == 2 * d_state * 16
+        for name in ('A_log', 'D', 'dt_proj.weight', 'conv2d.weight'):
+            assert student.state_dict()[prefix + name].equal(
+                before[prefix + name]
+            )
+            assert entries[prefix + name].rule == 'fresh'
+    assert plan.settings['ssm'] == 'attention'
+
+
+def test_attention_on_the_kept_channels():
+    """Narrower and with fewer inner channels than residual ones have."""
+    teacher = build(vit_cfg(), 1)
+    student = build(pmamba_cfg(dims=10, ffn_ratio=1.2), 2)
+    source = build_ssm_source('attention')
+    options = dict(importance='random', seed=3)
+    reader = Subcloner(student, read_teacher(teacher.state_dict()), **options)
+    kept = reader.indices('residual', None, 10)
+    inner = reader.indices('inner', 1, 10)
+    states = reader.indices('inner', 1, 4)
+    subclone(student, teacher, source, **options)
+    query, key, value, bias = attention(teacher, 1)
+    weights, biases, (_, B, C) = mixer_parts(student, 1)
+    rows = value[inner][:, kept]
+    assert weights[0].equal(rows)
+    assert biases[0].equal(bias[inner])
+    torch.testing.assert_close(B @ rows, key[states][:, kept], **SOLVED)
+    torch.testing.assert_close(C @ rows, query[states][:, kept], **SOLVED)
+    # The output projection reads the same inner channels.
+    out = teacher.backbone.layers[1].attn.proj.weight[kept][:, inner]
+    assert student.backbone.layers[1].mamba.out_proj.weight.equal(out)
+
+
+def test_values_repeat_in_a_wider_mixer():
+    teacher = build(vit_cfg(), 1)
+    student = build(pmamba_cfg(mixer=dict(expand=2.5)), 2)
+    subclone(student, teacher, build_ssm_source('attention'))
+    _, key, value, _ = attention(teacher)
+    weights, _, (_, B, _) = mixer_parts(student)
+    repeated = torch.cat([value, value, value[:8]])
+    assert weights[0].equal(repeated)
+    torch.testing.assert_close(B @ repeated, key[:4], **SOLVED)
+
+
+def test_too_few_channels_give_the_least_squares_solution():
+    teacher = build(vit_cfg(), 1)
+    student = build(pmamba_cfg(mixer=dict(expand=0.5)), 2)
+    subclone(student, teacher, build_ssm_source('attention'))
+    _, key, value, _ = attention(teacher)
+    _, _, (_, B, _) = mixer_parts(student)
+    error = B @ value[:8] - key[:4]
+    assert error.abs().max() > 0.01
+    torch.testing.assert_close(
+        error @ value[:8].T, torch.zeros(4, 8), **SOLVED
+    )
+
+
+def test_what_attention_cannot_give_stays_fresh():
+    teacher = build(vit_cfg(qkv_bias=False), 1)
+    student = build(pmamba_cfg(mixer=dict(d_state=20)), 2)
+    entries, before, _ = subclone(
+        student, teacher, build_ssm_source('attention'), early_layers=1
+    )
+    first, second = 'backbone.layers.0.mamba.', 'backbone.layers.1.mamba.'
+    assert entries[first + 'in_proj.weight'].rule == 'attention'
+    assert 'no such projection' in entries[first + 'in_proj.bias'].note
+    assert 'd_state 20 > attention' in entries[first + 'x_proj.weight'].note
+    for name in ssm_names(student):
+        if name != first + 'in_proj.weight':
+            assert entries[name].rule == 'fresh'
+            assert student.state_dict()[name].equal(before[name])
+    note = entries[second + 'in_proj.weight'].note
+    assert note == 'beyond early_layers=1'
+
+
+# ---------------------------------------------------- a pretrained Mamba
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.', 'model.backbone.'])
+def test_a_pretrained_mamba_gives_its_ssm_alone(prefix):
+    teacher, student = build(vit_cfg(), 1), build(pmamba_cfg(), 2)
+    pretrained = build(pmamba_cfg(), 3)
+    state = {
+        prefix + k.removeprefix('backbone.'): v
+        for k, v in pretrained.state_dict().items()
+    }
+    source = build_ssm_source('some/path.pth', state)
+    entries, _, plan = subclone(student, teacher, source)
+    names = ssm_names(student)
+    assert len(names) == 2 * 10
+    for name in names:
+        expected = pretrained.state_dict()[name]
+        assert student.state_dict()[name].equal(expected), name
+        assert entries[name].rule == 'ssm'
+        want = prefix + name.removeprefix('backbone.')
+        assert entries[name].source == want
+    norm = student.backbone.layers[1].norm.weight
+    assert norm.equal(teacher.backbone.layers[1].ln1.weight)
+    # Now every tensor of the student has a source.
+    assert plan.coverage == 100
+    assert plan.settings['ssm'] == 'pretrained Mamba'
+
+
+def test_shapes_that_differ_are_told_and_left_fresh():
+    teacher, student = build(vit_cfg(), 1), build(pmamba_cfg(), 2)
+    pretrained = build(pmamba_cfg(mixer=dict(conv_size=5)), 3)
+    source = build_ssm_source('path', pretrained.state_dict())
+    entries, before, _ = subclone(student, teacher, source)
+    conv = 'backbone.layers.0.mamba.conv2d.'
+    assert entries[conv + 'weight'].note == (
+        'SSM; the pretrained one is (16, 1, 5, 5)'
+    )
+    for leaf in ('weight', 'bias'):
+        assert entries[conv + leaf].rule == 'fresh'
+        assert student.state_dict()[conv + leaf].equal(before[conv + leaf])
+    assert entries['backbone.layers.0.mamba.A_log'].rule == 'ssm'
+
+
+def test_a_pretrained_model_that_fits_nowhere_is_refused():
+    teacher, student = build(vit_cfg(), 1), build(pmamba_cfg(), 2)
+    for state in (teacher.state_dict(), build(pmamba_cfg(8)).state_dict()):
+        # direction_Bs does not depend on the width; the rest does.
+        state = {k: v for k, v in state.items() if 'direction' not in k}
+        source = build_ssm_source('path', state)
+        with pytest.raises(TransferError, match='fits no SSM parameter'):
+            subclone(student, teacher, source)
+
+
+# ----------------------------------------------------------- convolutions
+
+
+def convolutions(student):
+    return [layer.mamba.conv2d for layer in student.backbone.layers]
+
+
+@pytest.mark.parametrize('ssm_from', [None, 'attention'])
+def test_convolutions_are_redrawn_from_a_normal(ssm_from):
+    teacher = build(vit_cfg(dims=64, ffn=128), 1)
+
+    def redraw(seed, std=0.5):
+        student = build(pmamba_cfg(64, mixer=dict(conv_size=7)), 2)
+        source = build_ssm_source(
+            ssm_from, conv_init='normal', conv_std=std, seed=seed
+        )
+        return student, *subclone(student, teacher, source)
+
+    student, entries, before, plan = redraw(0)
+    weights = [conv.weight.detach() for conv in convolutions(student)]
+    for i, weight in enumerate(weights):
+        # 3136 draws: five standard errors.
+        assert abs(weight.std() - 0.5) < 5 * 0.5 / (2 * weight.numel()) ** 0.5
+        assert abs(weight.mean()) < 5 * 0.5 / weight.numel() ** 0.5
+        name = f'backbone.layers.{i}.mamba.conv2d.'
+        assert entries[name + 'weight'].rule == 'init'
+        assert entries[name + 'weight'].note == 'conv_init: N(0, 0.5)'
+        assert entries[name + 'weight'].copied == 0
+        bias = student.state_dict()[name + 'bias']
+        assert bias.equal(before[name + 'bias'])
+    assert not weights[0].equal(weights[1])
+    again = convolutions(redraw(0)[0])
+    assert again[1].weight.equal(weights[1])
+    assert not convolutions(redraw(1)[0])[1].weight.equal(weights[1])
+    plain = subclone(student, teacher, build_ssm_source(ssm_from))[2]
+    assert plan.coverage == plain.coverage
+
+
+def test_unknown_convolution_start_is_refused():
+    with pytest.raises(TransferError, match="None or 'normal', got 'zero'"):
+        build_ssm_source(None, conv_init='zero')
