@@ -22,7 +22,7 @@ from mmengine.dataset import Compose
 from mmengine.fileio import load as load_file
 from mmengine.hooks import EMAHook
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS, MODELS, TRANSFORMS
 from mmpretrain.structures import DataSample
@@ -299,8 +299,7 @@ def test_distilling_one_batch(variant, tmp_path):
 def test_moving_average_is_an_option_that_two_recipes_use():
     cfg = read('plain_mamba/plainmamba-l2_8xb256-300e_imagenet1k.py')
     (hook,) = cfg.custom_hooks
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        assert isinstance(HOOKS.build(hook), EMAHook)
+    assert isinstance(HOOKS.build(hook), EMAHook)
     (hook,) = read(
         'plain_mamba/plainmamba-l3_4xb256-300e_imagenet1k.py'
     ).custom_hooks
@@ -358,7 +357,6 @@ def test_half_of_a_folder_tree_through_a_worker(pictures):
 
 @pytest.mark.parametrize('name', DATA)
 def test_pipelines_run(name, pictures):
-    init_default_scope('mmpretrain')
     cfg = read(name)
     for steps in (cfg.train_pipeline, cfg.test_pipeline):
         pipeline = Compose([TRANSFORMS.build(step) for step in steps])

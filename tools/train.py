@@ -3,6 +3,8 @@
 
 import argparse
 
+from mmengine.runner import find_latest_checkpoint
+
 import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
 from transmamba_mm.utils import cli
 
@@ -44,9 +46,13 @@ def merge_args(cfg, args) -> None:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
         cli.enable_amp(cfg)
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.resume == 'auto':
+        # Without anything to resume yet, a config's load_from still counts.
+        cfg.resume = find_latest_checkpoint(cfg.work_dir) is not None
+        if cfg.resume:
+            cfg.load_from = None
+    elif args.resume is not None:
+        cfg.resume, cfg.load_from = True, args.resume
     cli.check_local_file(cfg.get('load_from'), 'checkpoint')
     if args.auto_scale_lr:
         if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):

@@ -6,11 +6,12 @@ from . import compat
 compat.apply()
 
 # Registers everything; the cures above must be in place by now.
-from . import datasets, distill, engine, models, transfer  # noqa: E402
+from . import apis, datasets, distill, engine, models, transfer  # noqa: E402
 from .version import __version__  # noqa: E402
 
 __all__ = [
     '__version__',
+    'apis',
     'compat',
     'datasets',
     'distill',

@@ -1,3 +1,12 @@
+"""A PlainMamba from scratch on 20 % of the digits, 260 images.
+
+Run (about 10 seconds on one core)::
+
+    python tools/train.py configs/quickstart/pmamba_scratch_digits.py
+
+Expect 70.7 +- 1.9 % top-1 (seeds 0 to 2, ``make quickstart``).
+"""
+
 _base_ = [
     '../_base_/models/pmamba_digits.py',
     '../_base_/datasets/digits_16.py',

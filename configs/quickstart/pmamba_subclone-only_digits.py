@@ -1,3 +1,12 @@
+"""Stage one alone: the student starts from the teacher's weights.
+
+Run after ``deit_digits.py``::
+
+    python tools/train.py configs/quickstart/pmamba_subclone-only_digits.py
+
+Expect 91.8 +- 1.9 % top-1 (seeds 0 to 2, ``make quickstart``).
+"""
+
 _base_ = './pmamba_scratch_digits.py'
 
 custom_hooks = [

@@ -6,8 +6,7 @@ To run it on 8 GPUs::
     bash tools/dist_train.sh configs/transmamba/$NAME.py 8
 
 The head is new, all else starts from mmpretrain's checkpoint; the log lists
-the head's two tensors as not loaded. Do not start it with ``--resume``, which
-leaves ``load_from`` out.
+the head's two tensors as not loaded.
 
 The paper (Table 2) gives its teacher 88.20 % top-1; how it was fine-tuned is
 not known to us. We have not run this config to completion.

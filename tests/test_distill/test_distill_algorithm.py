@@ -189,6 +189,7 @@ def test_stopped_distillation(make, tmp_path):
     assert [stopped for stopped, _ in seen] == [False, True]
     assert 'distill.loss_tm' in seen[0][1]
     assert seen[1][1] == {'loss', 'student.loss'}
+    model.cpu()
     batch = tiny_batch()
     losses = model(*batch, mode='loss')
     task = model.student(*batch, mode='loss')['loss']
@@ -515,7 +516,7 @@ def test_ema_hook_and_validation_copy(make, tmp_path):
         custom_hooks=[dict(type='EMAHook', momentum=0.5)],
     )
     runner.train()
-    checkpoint = torch.load(tmp_path / 'epoch_1.pth')
+    checkpoint = torch.load(tmp_path / 'epoch_1.pth', map_location='cpu')
     ema = checkpoint['state_dict']  # EMAHook swaps the two when saving
     raw = checkpoint['ema_state_dict']
     key = 'architecture.head.fc.weight'

@@ -19,7 +19,7 @@ from transmamba_mm.transfer import (
     TransferPlan,
     read_teacher,
 )
-from transmamba_mm.transfer.subclone import resolve_layer_map
+from transmamba_mm.transfer.subclone import resolve_layer_map, student_roles
 
 # float32 noise of a few layers.
 CLOSE = dict(rtol=1e-4, atol=1e-5)
@@ -179,6 +179,17 @@ def test_a_bare_backbone_is_a_student_too():
     assert student.ln1.weight.equal(teacher.backbone.ln1.weight)
 
 
+def test_the_head_is_the_last_linear():
+    config = pmamba_cfg()
+    config['head'] = dict(vit_cfg()['head'], hidden_dim=16)
+    _, roles = student_roles(build(config))
+    heads = {n: r for n, r in roles.items() if n.startswith('head')}
+    assert heads == {
+        'head.layers.head.weight': 'head.weight',
+        'head.layers.head.bias': 'head.bias',
+    }
+
+
 def test_without_token_mixing_student_and_teacher_are_one_function():
     """Embedding, norms, FFNs and residuals survive; only mixing differs."""
     teacher = build(vit_cfg(depth=3, ffn=40), 1)
@@ -211,6 +222,26 @@ def test_a_layers_ffn_is_the_teachers():
         ours.norm2.eps = theirs.ln2.eps
         expected = theirs.ffn(theirs.ln2(x), identity=x)
         actual = ours.ffn(ours.norm2(x), identity=x)
+        torch.testing.assert_close(actual, expected, **CLOSE)
+
+
+@pytest.mark.parametrize('kind', ['VisionTransformer', 'DeiT3'])
+def test_layer_scale_becomes_part_of_the_projections(kind):
+    config = vit_cfg(layer_scale_init_value=0.1)
+    if kind == 'DeiT3':
+        config = vit_cfg(use_layer_scale=True)
+    config['backbone']['type'] = kind
+    teacher, student = build(config, 1), build(pmamba_cfg(), 2)
+    subclone(student, teacher)
+    pos = teacher.backbone.pos_embed
+    slots = 0 if kind == 'DeiT3' else 1  # DeiT III has none for the class
+    assert student.backbone.pos_embed.equal(pos[:, slots:])
+    x = torch.randn(2, 5, 16)
+    for ours, theirs in zip(student.backbone.layers, teacher.backbone.layers):
+        assert theirs.ffn.gamma2.weight.std() > 0
+        torch.testing.assert_close(ours.ffn(x), theirs.ffn(x), **CLOSE)
+        expected = theirs.attn.gamma1(theirs.attn.proj(x))
+        actual = ours.mamba.out_proj(x)
         torch.testing.assert_close(actual, expected, **CLOSE)
 
 

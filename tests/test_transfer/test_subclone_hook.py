@@ -20,6 +20,7 @@ from helpers import (
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch import multiprocessing
@@ -27,6 +28,7 @@ from torch.utils.data import Dataset
 
 from transmamba_mm.compat import prepare_cpu_launch
 from transmamba_mm.transfer import SubcloneInitializer, TransferError
+from transmamba_mm.utils.checkpoint import read_state_dict
 
 PROCESSES = 2
 PREPROCESSOR = dict(num_classes=3, mean=[128] * 3, std=[64] * 3)
@@ -177,7 +179,7 @@ def test_a_fresh_run_starts_subcloned(tmp_path, ckpt, teacher):
     assert content['coverage_percent'] > 50
     # Nothing of the hook stays on the model.
     assert 'init_weights' not in vars(runner.model)
-    assert runner.model.init_weights.__func__ is not None
+    assert runner.model.init_weights.__self__ is runner.model
 
 
 def test_weights_are_initialised_once(tmp_path, ckpt, monkeypatch):
@@ -276,6 +278,8 @@ def test_resume_skips_subcloning_and_its_files(tmp_path, ckpt):
     saving = dict(checkpoint=dict(type='CheckpointHook', interval=1))
     first, _, _ = train(tmp_path, subcloner(ckpt), default_hooks=saving)
     trained = weights(first.model)
+    stored = read_state_dict(str(tmp_path / 'epoch_1.pth'))
+    assert stored.keys() == trained.keys()
     (tmp_path / 'teacher.pth').unlink()
     (tmp_path / 'transfer_plan.json').unlink()
     for kwargs in (
@@ -381,7 +385,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         tmp_path,
         subcloner(str(path)),
         TransferError,
-        'no known Transformer.*starts with conv1.weight',
+        r'no known Transformer.*starts with conv1\.weight',
     )
 
 
@@ -441,6 +445,7 @@ def train_rank(rank, port, folder, ckpt):
     settings['experiment_name'] = 'two_processes'
     settings['randomness'] = dict(seed=3, diff_rank_seed=True)
     runner = Runner(**settings)
+    assert is_model_wrapper(runner.model)
     probe = Probe()
     runner.register_hook(probe)
     runner.train()

@@ -121,6 +121,26 @@ def test_distilled_deit_has_two_extra_tokens():
     assert teacher.names['head.weight'] == 'head.layers.head.weight'
 
 
+def test_layer_scale_under_timm_names(state):
+    teacher = read_teacher(timm_state(state))
+    scaled = timm_state(state)
+    scaled['blocks.1.ls1.gamma'] = torch.full((16,), 2.0)
+    scaled['blocks.2.ls2.gamma'] = torch.arange(16.0)
+    scaled = read_teacher(scaled)
+    assert scaled.tensors.keys() == teacher.tensors.keys()
+    assert scaled.names == teacher.names
+    factors = {
+        'layers.1.mixer_out.weight': 2.0,
+        'layers.1.mixer_out.bias': 2.0,
+        'layers.2.ffn_out.weight': torch.arange(16.0)[:, None],
+        'layers.2.ffn_out.bias': torch.arange(16.0),
+    }
+    for role, value in teacher.tensors.items():
+        expected = value * factors.get(role, 1.0)
+        torch.testing.assert_close(scaled.tensors[role], expected)
+    assert scaled.num_extra_tokens == 1
+
+
 def test_a_grid_that_is_no_square_is_named():
     teacher = read_teacher(build(vit_cfg(img_size=(8, 24))).state_dict())
     with pytest.raises(TransferError, match='12 patch positions'):

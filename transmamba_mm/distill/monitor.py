@@ -19,7 +19,9 @@ from transmamba_mm.registry import HOOKS
 def _untouched_randomness() -> Iterator[None]:
     """Restores all random states that a look at the data may advance."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    # All devices is the default, which warns where there are several.
+    cuda = torch.cuda.is_available()
+    with torch.random.fork_rng([torch.cuda.current_device()] if cuda else []):
         yield
     random.setstate(python)
     np.random.set_state(numpy)

@@ -142,7 +142,9 @@ class EpochSeedHook(Hook):
     does not depend on what ran before it. Iteration-based runs are seeded
     every iteration instead. For dataloader workers use
     ``worker_init_fn=dict(type='transmamba.seed_worker')`` and
-    ``persistent_workers=False``.
+    ``persistent_workers=False``. An iteration-based run with random
+    augmentation needs ``num_workers >= 1`` to resume to the same result:
+    MMEngine draws its first batch before any hook can seed it.
     """
 
     priority = 'VERY_HIGH'

@@ -50,6 +50,8 @@ FAMILIES = [
             (r'layers\.(\d+)\.ln1\.(\w+)', r'layers.\1.mixer_norm.\2'),
             (r'layers\.(\d+)\.attn\.qkv\.(\w+)', r'layers.\1.qkv.\2'),
             (r'layers\.(\d+)\.attn\.proj\.(\w+)', r'layers.\1.mixer_out.\2'),
+            (r'layers\.(\d+)\.attn\.gamma1\.weight', r'layers.\1.mixer_scale'),
+            (r'layers\.(\d+)\.ffn\.gamma2\.weight', r'layers.\1.ffn_scale'),
             (r'layers\.(\d+)\.ln2\.(\w+)', r'layers.\1.ffn_norm.\2'),
             (
                 r'layers\.(\d+)\.ffn\.layers\.0\.0\.(\w+)',
@@ -72,6 +74,8 @@ FAMILIES = [
             (r'blocks\.(\d+)\.norm1\.(\w+)', r'layers.\1.mixer_norm.\2'),
             (r'blocks\.(\d+)\.attn\.qkv\.(\w+)', r'layers.\1.qkv.\2'),
             (r'blocks\.(\d+)\.attn\.proj\.(\w+)', r'layers.\1.mixer_out.\2'),
+            (r'blocks\.(\d+)\.ls1\.gamma', r'layers.\1.mixer_scale'),
+            (r'blocks\.(\d+)\.ls2\.gamma', r'layers.\1.ffn_scale'),
             (r'blocks\.(\d+)\.norm2\.(\w+)', r'layers.\1.ffn_norm.\2'),
             (r'blocks\.(\d+)\.mlp\.fc1\.(\w+)', r'layers.\1.ffn_in.\2'),
             (r'blocks\.(\d+)\.mlp\.fc2\.(\w+)', r'layers.\1.ffn_out.\2'),
@@ -93,7 +97,8 @@ class TeacherWeights:
         family (str): Name of the recognised family.
         tensors (dict[str, Tensor]): Role to tensor.
         names (dict[str, str]): Role to the teacher's parameter name.
-        num_extra_tokens (int): Class and similar tokens of its sequence.
+        num_extra_tokens (int): Leading entries of its position embedding
+            that belong to class and similar tokens.
     """
 
     family: str
@@ -124,7 +129,7 @@ class TeacherWeights:
         """
         count = self.tensors['pos_embed'].shape[1] - self.num_extra_tokens
         side = math.isqrt(count)
-        if side * side != count:
+        if not _is_square(count):
             raise TransferError(
                 f"the teacher's position embedding has {count} patch "
                 f'positions, which form no square grid to resize from'
@@ -184,4 +189,33 @@ def _read_family(
         if role is not None:
             tensors[role] = value
             names[role] = key
+    scaled = _fold_layer_scale(tensors, names)
+    if scaled and _is_square(tensors['pos_embed'].shape[1]):
+        extra = 0  # DeiT III adds positions before it adds the class token
     return TeacherWeights(family.name, tensors, names, extra)
+
+
+def _is_square(count: int) -> bool:
+    return math.isqrt(count) ** 2 == count
+
+
+def _fold_layer_scale(
+    tensors: dict[str, Tensor], names: dict[str, str]
+) -> bool:
+    """Multiplies a LayerScale into the projection in front of it.
+
+    Students have none; the projection alone would be many times too large.
+
+    Returns:
+        bool: Whether there was any.
+    """
+    scales = [role for role in tensors if role.endswith('_scale')]
+    for role in scales:
+        gamma = tensors.pop(role)
+        names.pop(role)
+        stem = role[: -len('_scale')] + '_out'
+        weight, bias = f'{stem}.weight', f'{stem}.bias'
+        tensors[weight] = gamma.unsqueeze(1) * tensors[weight]
+        if bias in tensors:
+            tensors[bias] = gamma * tensors[bias]
+    return bool(scales)

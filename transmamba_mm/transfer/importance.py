@@ -58,10 +58,11 @@ def score_channels(
 
     Args:
         teacher (TeacherWeights): The fine-tuned teacher.
-        criterion (str): ``'least_changed'``, |teacher - reference| smallest
-            (TransMamba §3.2); ``'activation'``, largest mean |activation|
-            (Samragh et al., arXiv 2312.09299); ``'magnitude'``, largest mean
-            |weight|; ``'first'``; ``'random'``.
+        criterion (str): ``'least_changed'``, smallest absolute difference to
+            the reference (TransMamba §3.2); ``'activation'``, largest mean
+            absolute activation (Samragh et al., arXiv 2312.09299);
+            ``'magnitude'``, largest mean absolute weight; ``'first'``;
+            ``'random'``.
         reference (TeacherWeights, optional): The weights the teacher was
             fine-tuned from, for ``'least_changed'``.
         activations (Mapping[str, Tensor], optional): Result of
@@ -143,7 +144,7 @@ def select(score: Tensor, size: int) -> Tensor:
 def collect_activations(
     model: nn.Module, batches: Iterable[Tensor]
 ) -> dict[str, Tensor]:
-    """Mean |activation| per channel of a teacher on calibration images.
+    """Mean absolute activation per channel of a teacher on calibration images.
 
     Args:
         model (nn.Module): The teacher; called as ``model(images)``.

@@ -134,8 +134,8 @@ class PlainMamba(MambaBackbone):
 
     Raises:
         KeyError: If a direction is no registered scan order.
-        ValueError: If ``arch``, ``stem``, ``out_type`` or ``out_indices`` is
-            not supported.
+        ValueError: If ``arch``, ``stem``, ``directions``, ``out_type`` or
+            ``out_indices`` is not supported.
     """
 
     ARCHS: ClassVar[dict[str, dict]] = {
@@ -217,6 +217,11 @@ class PlainMamba(MambaBackbone):
         self.embed_dims = dims
         self.layer_dims = (dims,) * depth
         self.directions = tuple(directions)
+        if not directions or len(set(directions)) < len(directions):
+            raise ValueError(
+                f'directions must name at least one scan order, each once, '
+                f'got {directions}'
+            )
         for direction in self.directions:
             self.scan_order(direction, 1, 1)  # an unknown name fails here
         self.out_indices = self._resolve_out_indices()

@@ -108,6 +108,9 @@ class PlainMambaMixer(nn.Module):
             True.
         layer_scale (float): Initial value of a learned output scale; 0 for
             none. Defaults to 0.
+
+    Raises:
+        ValueError: If ``conv_size`` is even.
     """
 
     def __init__(
@@ -125,6 +128,8 @@ class PlainMambaMixer(nn.Module):
         layer_scale: float = 0.0,
     ) -> None:
         super().__init__()
+        if conv_size % 2 == 0:
+            raise ValueError(f'conv_size must be odd, got {conv_size}')
         self.directions = tuple(directions)
         self.d_inner = int(expand * embed_dims)
         self.d_state = d_state
