@@ -22,6 +22,7 @@ from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
 from torch import multiprocessing
 from torch.utils.data import Dataset
@@ -183,18 +184,16 @@ def test_a_fresh_run_starts_subcloned(tmp_path, ckpt, teacher):
 
 
 def test_weights_are_initialised_once(tmp_path, ckpt, monkeypatch):
-    from transmamba_mm.models import PlainMamba
-
     calls = []
-    original = PlainMamba.init_weights
+    original = ImageClassifier.init_weights
 
     def counting(self):
         calls.append(self)
         original(self)
 
-    monkeypatch.setattr(PlainMamba, 'init_weights', counting)
+    monkeypatch.setattr(ImageClassifier, 'init_weights', counting)
     runner, _, _ = train(tmp_path, subcloner(ckpt))
-    assert calls == [runner.model.backbone]
+    assert calls == [runner.model]
 
 
 def test_training_on_and_testing_after_it_do_not_subclone_again(

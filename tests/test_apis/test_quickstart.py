@@ -1,0 +1,73 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""The quickstart, shortened, through its own command line."""
+
+import json
+import subprocess
+import sys
+
+from helpers import TOOLS, tool_env
+
+from transmamba_mm.apis import quickstart
+from transmamba_mm.apis.quickstart import REPORTED, Result, table
+
+
+def result(name, seed, final):
+    return Result(name, seed, [(1, 10.0), (2, final)], {})
+
+
+def test_table_states_lead_and_error():
+    results = [result('teacher', 0, 95.0)]
+    for name in (*REPORTED, 'transmamba_logits_kd'):
+        base = 90.0 if name.startswith('transmamba') else 70.0
+        results += [result(name, s, base + s) for s in range(3)]
+    text = table(results)
+    scratch = next(li for li in text.splitlines() if li.startswith('scratch'))
+    # Standard deviation 1 in both groups of 3: 2 sqrt(1/3 + 1/3) = 1.63.
+    assert '71.0 ± 1.0' in scratch
+    assert '+20.0 (2 s.e. 1.6)' in scratch
+
+
+def test_read_result_keeps_epochs_and_similarities(tmp_path):
+    lines = [
+        dict(loss=1.0, step=1),
+        {
+            'loss_transmamba/similarities/raster/layer00': 0.5,
+            'loss_transmamba/weights/raster/layer00': 1.0,
+            'step': 5,
+        },
+        {'accuracy/top1': 40.0, 'step': 1},
+        {'accuracy/top1': 60.0, 'step': 2},
+    ]
+    path = tmp_path / 'scalars.json'
+    path.write_text('\n'.join(map(json.dumps, lines)))
+    job = quickstart.Job('scratch', 'c.py', str(tmp_path), seed=1)
+    read = quickstart.read_result(job, path)
+    assert read.accuracy == [(1, 40.0), (2, 60.0)] and read.final == 60.0
+    assert read.similarity == {'raster/layer00': [(5, 0.5)]}
+
+
+def test_command_line_ends_with_json(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(TOOLS / 'quickstart.py'),
+            *('--seeds', '1', '--teacher-epochs', '2'),
+            *('--student-epochs', '2', '--workers', '2'),
+            *('--out-dir', str(tmp_path)),
+        ],
+        env=tool_env(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert list(last) == ['teacher', *REPORTED]
+    assert all(0 <= value <= 100 for value in last.values())
+    assert 'left' in done.stdout  # progress with an estimate
+    for name in ('accuracy.png', 'similarity.png'):
+        assert (tmp_path / name).read_bytes().startswith(b'\x89PNG')
+    runs = json.loads((tmp_path / 'results.json').read_text())
+    assert len(runs) == 6
+    seen = next(r for r in runs if r['name'] == 'transmamba')['similarity']
+    assert len(seen) == 4 * 4  # directions times layers
