@@ -234,3 +234,17 @@ def test_convolutions_are_redrawn_from_a_normal(ssm_from):
 def test_unknown_convolution_start_is_refused():
     with pytest.raises(TransferError, match="None or 'normal', got 'zero'"):
         build_ssm_source(None, conv_init='zero')
+
+
+def test_pretrained_mamba_gives_out_proj_where_attention_does_not_fit():
+    teacher = build(vit_cfg(), 1)
+    wide = pmamba_cfg(mixer=dict(expand=2))
+    student, pretrained = build(wide, 2), build(wide, 3)
+    source = build_ssm_source('mamba.pth', pretrained.state_dict())
+    entries, _, _ = subclone(student, teacher, source)
+    for leaf in ('weight', 'bias'):
+        name = f'backbone.layers.1.mamba.out_proj.{leaf}'
+        assert entries[name].rule == 'ssm'
+        assert student.get_parameter(name).equal(
+            pretrained.get_parameter(name)
+        )

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from transmamba_mm.ops import reorder
 from transmamba_mm.registry import MODELS
@@ -208,8 +209,28 @@ class AdaptiveBidirectionalDistill(nn.Module):
         )
 
 
+class _CosineToUnit(torch.autograd.Function):
+    """Mean cosine to unit vectors; plain autograd makes five more passes."""
+
+    @staticmethod
+    def forward(ctx, tokens: Tensor, unit: Tensor) -> Tensor:
+        scale = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
+        scale = scale.clamp_(min=1e-8).reciprocal_()
+        cosine = (tokens * unit).sum(-1, keepdim=True).mul_(scale)
+        ctx.save_for_backward(tokens, unit, scale, cosine)
+        return cosine.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        tokens, unit, scale, cosine = ctx.saved_tensors
+        # d cos / d x = (t - cos * x / |x|) / |x|
+        scale = scale * (grad / cosine.numel())
+        result = unit * scale
+        scale = scale.mul_(cosine).mul_(ctx.saved_tensors[2])
+        return result.addcmul_(tokens, scale, value=-1), None
+
+
 def _cosine_to_unit(tokens: Tensor, unit: Tensor) -> Tensor:
     """Mean cosine over batch and tokens, in float32, to unit vectors."""
-    tokens = tokens.float()
-    norm = tokens.norm(dim=-1).clamp(min=1e-8)
-    return ((tokens * unit).sum(-1) / norm).mean()
+    return _CosineToUnit.apply(tokens.float(), unit)

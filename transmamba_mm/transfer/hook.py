@@ -59,8 +59,8 @@ class SubcloneInitializer(Hook):
         layer_map (str | Sequence[int | None]): ``'uniform'``, ``'first_n'``
             or one teacher layer per student layer. Defaults to
             ``'uniform'``.
-        early_layers (int, optional): Initialise the first n student layers
-            only. Defaults to None, all of them.
+        early_layers (int, optional): Copy the teacher into the first n
+            student layers only. Defaults to None, all of them.
         ssm_from (str, optional): Path or URL of a pretrained Mamba, or
             ``'attention'``. Defaults to None, fresh SSM parameters.
         conv_init (str, optional): ``'normal'`` re-draws the mixers'

@@ -84,6 +84,10 @@ class SSMSource:
 class PretrainedSSM(SSMSource):
     """SSM parameters of a pretrained Mamba of the student's own family.
 
+    It also gives the output projection of a mixer where the attention's does
+    not fit, and it serves all layers, whatever ``early_layers`` says of the
+    teacher.
+
     Args:
         state_dict (Mapping[str, Tensor]): Its weights, under any prefix.
         **kwargs: See :class:`SSMSource`.

@@ -123,9 +123,9 @@ class Subcloner:
         activations (Mapping[str, Tensor], optional): See there.
         layer_map (str | Sequence): See :func:`resolve_layer_map`. Defaults
             to ``'uniform'``.
-        early_layers (int, optional): Copy the first ``n`` student layers
-            only, the rest stays fresh (version 2 of the paper). Defaults to
-            None, all layers.
+        early_layers (int, optional): Copy the teacher into the first ``n``
+            student layers only (version 2 of the paper). Defaults to None,
+            all layers.
         widen (str, optional): What to do with a student wider than the
             teacher: None refuses it; ``'leading'`` writes the teacher into
             the first channels and leaves the others as initialised.
@@ -222,6 +222,11 @@ class Subcloner:
                 self._fill(entry, role)
             entries.append(entry)
         self._drop_orphan_biases(entries)
+        for entry in entries:
+            role = self.roles.get(entry.name, '')
+            if entry.value is None and 'mixer_out.' in role:
+                # No attention projection fits: a pretrained Mamba's may.
+                self.ssm.fill(entry, role, self)
         self.ssm.check(entries)
         settings = dict(
             teacher_family=self.teacher.family,

@@ -15,8 +15,8 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
 
     Accepts a bare state dict, or one under ``state_dict`` (mmengine),
     ``model`` (DeiT, PlainMamba, Vim) or ``module`` (DeepSpeed); a ``module.``
-    prefix of data-parallel training is dropped. Always loaded with
-    ``weights_only=True``.
+    prefix of data-parallel training is dropped. From torch 2.6 on, files are
+    loaded with ``weights_only=True``.
 
     Args:
         path (str): Local path or URL.

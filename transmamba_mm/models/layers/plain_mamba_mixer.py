@@ -200,10 +200,11 @@ class PlainMambaMixer(nn.Module):
         # Projecting each direction replaces projecting their sum.
         inner = gate.unsqueeze(1) * scanned
         parts = self._project_out(inner)
-        for k, name in enumerate(self.directions):
-            self.taps.emit(
-                name, inner[:, k], parts[:, k], tables.orders[k], grid
-            )
+        # unbind: slices would each get a full-size gradient.
+        for name, *tokens, order in zip(
+            self.directions, inner.unbind(1), parts.unbind(1), tables.orders
+        ):
+            self.taps.emit(name, *tokens, order, grid)
         out = parts.sum(1)
         bias = self.out_proj.bias
         if bias is not None:
