@@ -7,10 +7,10 @@ from pathlib import Path
 # Before torch: the suite runs in parallel workers on few cores.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-import transmamba_mm  # noqa: E402, F401
+import transmamba_mm  # noqa: F401
 
 GOLDEN_DIR = Path(__file__).parent / 'data' / 'golden'
 
