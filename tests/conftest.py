@@ -9,6 +9,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 import transmamba_mm  # noqa: F401
 
@@ -39,3 +40,18 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+def _restore_default_scope():
+    """Undoes the default scope that a Runner leaves behind."""
+    before = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)
+
+
+# Module-scoped fixtures leave one behind, too.
+_scope_of_module = pytest.fixture(autouse=True, scope='module')(
+    _restore_default_scope
+)
+_scope_of_test = pytest.fixture(autouse=True)(_restore_default_scope)

@@ -6,7 +6,7 @@ import json
 import pytest
 from helpers import CONFIGS, save_teacher
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope
 
 from transmamba_mm.apis import plan_transfer
 from transmamba_mm.registry import MODELS
@@ -19,9 +19,9 @@ PAPER = CONFIGS / 'transmamba'
 
 @pytest.fixture(scope='module')
 def teacher_ckpt(tmp_path_factory):
-    init_default_scope('mmpretrain')
     path = tmp_path_factory.mktemp('teacher') / 'teacher.pth'
-    return save_teacher(path, Config.fromfile(str(QUICKSTART)).teacher)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return save_teacher(path, Config.fromfile(str(QUICKSTART)).teacher)
 
 
 def config(path, **options):

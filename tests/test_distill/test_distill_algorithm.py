@@ -525,3 +525,38 @@ def test_ema_hook_and_validation_copy(make, tmp_path):
     assert not torch.equal(ema[key], raw[f'module.{key}'])
     teacher = 'teacher.head.layers.head.weight'
     torch.testing.assert_close(ema[teacher], raw[f'module.{teacher}'])
+
+
+def test_two_alpha_weighted_losses_log_apart():
+    distiller = tiny_distiller()
+    first = distiller['distill_losses']['loss_tm']
+    mapping = distiller['loss_forward_mappings']['loss_tm']
+    distiller['distill_losses']['loss_uniform'] = dict(
+        first, weighting='uniform'
+    )
+    distiller['loss_forward_mappings']['loss_uniform'] = mapping
+    model = MODELS.build(
+        dict(
+            type='transmamba.TransMambaDistill',
+            architecture=tiny_student(),
+            teacher=tiny_teacher(),
+            distiller=distiller,
+        )
+    )
+    images, samples = tiny_batch()
+    losses = model(images, samples, mode='loss')
+    assert {'distill.tm_w_max', 'distill.uniform_w_max'} <= set(losses)
+    assert losses['distill.uniform_w_max'] == 0.5  # two layers
+
+
+def test_a_trainable_teacher_is_refused():
+    with pytest.raises(ValueError, match='frozen'):
+        MODELS.build(
+            dict(
+                type='transmamba.TransMambaDistill',
+                architecture=tiny_student(),
+                teacher=tiny_teacher(),
+                distiller=tiny_distiller(),
+                teacher_trainable=True,
+            )
+        )

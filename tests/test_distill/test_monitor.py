@@ -133,14 +133,15 @@ class Noisy(TinyPictures):
         return super().__getitem__(index)
 
 
-def test_the_check_leaves_no_trace(make, tmp_path):
+@pytest.mark.parametrize('frozen_stages', [-1, 1])
+def test_the_check_leaves_no_trace(make, tmp_path, frozen_stages):
     """Dropout, BatchNorm and augmentation would notice."""
     student = tiny_student(
         arch=dict(embed_dims=12, num_layers=2, layers_with_dwconv=(0,)),
         stem='conv',
         drop_rate=0.5,
         drop_path_rate=0.5,
-        frozen_stages=1,
+        frozen_stages=frozen_stages,
     )
     model = make(architecture=student)
     loader = DataLoader(Noisy(8), batch_size=4, collate_fn=pseudo_collate)

@@ -7,6 +7,7 @@ from helpers import TINY_GRID, tiny_batch, tiny_student, tiny_teacher
 from mmengine.model import BaseModule
 from mmrazor.models.task_modules import RecorderManager
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from transmamba_mm.distill import (
     DirectionTapsRecorder,
@@ -409,3 +410,20 @@ def test_class_tokens_of_students_are_skipped():
     assert [r.order().tolist() for r in found] == [[0, 1, 2], [2, 1, 0]]
     with pytest.raises(ValueError, match='without class tokens'):
         record(DirectionTapsRecorder('residual'), model, sequence)
+
+
+def test_taps_refuse_reentrant_checkpointing():
+    student = build(tiny_student())
+    layer = student.backbone.layers[0]
+    inner = layer.forward
+    layer.forward = lambda x, grid: checkpoint(
+        inner, x, grid, use_reentrant=True
+    )
+    recorder = DirectionTapsRecorder()
+    recorder.initialize(student)
+    images, _ = tiny_batch()
+    refused = pytest.raises(RuntimeError, match='activation checkpointing')
+    with refused, recorder:
+        student(images)
+    with recorder, torch.no_grad():
+        student(images)  # nothing to cut off

@@ -1,6 +1,7 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Checkpoints that survive a kill, and randomness that can be resumed."""
 
+import gc
 import os
 import random
 import stat
@@ -17,6 +18,7 @@ from mmengine.fileio import get_file_backend
 from mmengine.hooks import Hook
 from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import _utils as torch_data
 
 from transmamba_mm.engine import (
     EpochSeedHook,
@@ -307,7 +309,12 @@ class NoisyPictures(TinyPictures):
         return sample
 
 
-def test_iteration_based_runs_resume_to_the_same_weights(tmp_path):
+def test_iteration_based_runs_resume_to_the_same_weights(
+    tmp_path, monkeypatch
+):
+    # The loop leaves its workers running, and PyTorch waits so long for each.
+    monkeypatch.setattr(torch_data, 'MP_STATUS_CHECK_INTERVAL', 0.1)
+
     def train(folder, iters, resume=False):
         torch.manual_seed(1)
         loader = DataLoader(
@@ -338,6 +345,7 @@ def test_iteration_based_runs_resume_to_the_same_weights(tmp_path):
     assert not torch.equal(
         half['head.layers.head.bias'], whole['head.layers.head.bias']
     )
+    gc.collect()
     for key, value in whole.items():
         torch.testing.assert_close(resumed[key], value, rtol=0, atol=EXACT)
 

@@ -376,7 +376,7 @@ def plot_accuracy(results: Sequence[Result], path: Path) -> None:
     axes.set(
         xlabel='epoch',
         ylabel='top-1 on 500 test digits (%)',
-        title=f'PlainMamba from 260 labels, {len(runs)} seeds',
+        title=f'PlainMamba from 259 labels, {len(runs)} seeds',
     )
     axes.legend(frameon=False)
     axes.spines[['top', 'right']].set_visible(False)

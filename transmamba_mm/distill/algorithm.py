@@ -48,8 +48,9 @@ class TransMambaDistill(SingleTeacherDistill):
         **kwargs: Further arguments of ``mmrazor.SingleTeacherDistill``.
 
     Raises:
-        ValueError: If ``alpha`` is out of range, or, when weights are
-            initialised, if the teacher has no matching checkpoint.
+        ValueError: If ``alpha`` is out of range or ``teacher_trainable`` is
+            set, or, when weights are initialised, if the teacher has no
+            matching checkpoint.
     """
 
     def __init__(
@@ -64,6 +65,11 @@ class TransMambaDistill(SingleTeacherDistill):
     ) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f'alpha must lie in [0, 1], got {alpha}')
+        if kwargs.get('teacher_trainable'):
+            raise ValueError(
+                'TransMambaDistill keeps its teacher frozen; use '
+                'mmrazor.SingleTeacherDistill to train the teacher as well'
+            )
         if isinstance(data_preprocessor, dict) and isinstance(
             architecture, dict
         ):
@@ -151,10 +157,13 @@ class TransMambaDistill(SingleTeacherDistill):
             already weighted by alpha, and statistics whose names do not
             contain "loss".
         """
+        if self.distillation_stopped:
+            task = self.student(batch_inputs, data_samples, mode='loss')
+            return {**add_prefix(task, 'student'), **self._idle_loss()}
         distiller = self.distiller
+        deliveries = distiller.deliveries
         distiller.set_deliveries_override(False)
         recorders = distiller.teacher_recorders
-        deliveries = distiller.deliveries
         with recorders, deliveries, torch.no_grad():
             self.teacher(batch_inputs, data_samples, mode='tensor')
         distiller.set_deliveries_override(True)
@@ -162,30 +171,28 @@ class TransMambaDistill(SingleTeacherDistill):
         trains = self.student_trainable and torch.is_grad_enabled()
         with recorders, deliveries, torch.set_grad_enabled(trains):
             task = self.student(batch_inputs, data_samples, mode='loss')
+        found = distiller.compute_distill_losses()
+        self._forget_records()
 
-        ours = {
+        modules = distiller.distill_losses
+        ours = [
             name
-            for name, module in distiller.distill_losses.items()
-            if getattr(module, 'alpha_weighted', False)
-        }
-        alpha = 1.0 if self.distillation_stopped or not ours else self.alpha
+            for name in found
+            if getattr(modules[name], 'alpha_weighted', False)
+        ]
+        alpha = self.alpha if ours else 1.0
         losses = {}
         if self.calculate_student_loss:
-            task = {
-                name: alpha * value if 'loss' in name else value
-                for name, value in task.items()
-            }
-            losses.update(add_prefix(task, 'student'))
-        if self.distillation_stopped:
-            losses.update(self._idle_loss())
-        else:
-            found = distiller.compute_distill_losses()
-            for name in ours:
-                found[name] = (1 - alpha) * found[name]
-                statistics = distiller.distill_losses[name].statistics()
-                found.update(statistics)
-            losses.update(add_prefix(found, 'distill'))
-        self._forget_records()
+            for name, value in task.items():
+                weighted = alpha * value if 'loss' in name else value
+                losses[f'student.{name}'] = weighted
+        for name in ours:
+            found[name] = (1 - alpha) * found[name]
+            # Two such losses keep apart; "loss" would add it to the total.
+            prefix = '' if len(ours) == 1 else name.replace('loss', '')
+            for key, value in modules[name].statistics().items():
+                found[f'{prefix}_{key}'.strip('_')] = value
+        losses.update(add_prefix(found, 'distill'))
         return losses
 
     def _idle_loss(self) -> dict[str, Tensor]:

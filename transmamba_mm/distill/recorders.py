@@ -9,6 +9,7 @@ directions, in one record. They attach their hooks for the recorded pass only.
 import re
 from typing import Any, Optional
 
+import torch
 from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
 from torch import Tensor, nn
 
@@ -186,10 +187,14 @@ class DirectionTapsRecorder(BaseRecorder):
             the block's input plus the direction's output. Defaults to
             ``'out'``.
         directions (list[str], optional): Directions to record. Defaults to
-            None, all of the student's.
+            None, all of the student's. Give a subset to
+            ``FeatureCalibration`` as well, lest it builds MLPs that are
+            never used.
 
     Raises:
         ValueError: If ``tap`` or a direction does not exist.
+        RuntimeError: If a layer is recorded inside reentrant activation
+            checkpointing, which would cut the taps off the graph.
         TypeError: If the model holds no student backbone.
     """
 
@@ -208,6 +213,7 @@ class DirectionTapsRecorder(BaseRecorder):
         self._backbone: Optional[MambaBackbone] = None
         self._handles: list[Any] = []
         self._records: list[TapRecord] = []
+        self._with_grad = False
         self._block_inputs: dict[int, Tensor] = {}
 
     def prepare_from_model(self, model: Optional[nn.Module] = None) -> None:
@@ -225,6 +231,9 @@ class DirectionTapsRecorder(BaseRecorder):
         super().__enter__()
         self._records = []
         backbone = self._backbone
+        self._handles.append(
+            backbone.register_forward_pre_hook(self._note_grad_mode)
+        )
         for layer, taps in enumerate(backbone.taps()):
             kind = taps.inner if self.tap == 'inner' else taps.out
             for direction in self.directions or backbone.directions:
@@ -239,6 +248,9 @@ class DirectionTapsRecorder(BaseRecorder):
                     block.register_forward_pre_hook(self._input_hook(layer))
                 )
 
+    def _note_grad_mode(self, module: nn.Module, inputs: tuple) -> None:
+        self._with_grad = torch.is_grad_enabled()
+
     def _input_hook(self, layer: int):
         def hook(module: nn.Module, inputs: tuple) -> None:
             self._block_inputs[layer] = inputs[0]
@@ -247,6 +259,12 @@ class DirectionTapsRecorder(BaseRecorder):
 
     def _hook(self, layer: int, direction: str):
         def hook(module: nn.Module, inputs: tuple, tokens: Tensor) -> None:
+            if torch.is_grad_enabled() != self._with_grad:
+                raise RuntimeError(
+                    f'layer {layer} runs without gradient while its taps are '
+                    f'recorded: taps cannot be distilled through activation '
+                    f'checkpointing; leave activation_checkpointing out'
+                )
             grid = tuple(inputs[1])
             self._records.append(
                 self._make_record(layer, direction, tokens, grid)
