@@ -26,11 +26,11 @@ from transmamba_mm.registry import MODELS
 # name: (teacher arch, teacher width, student arch, ffn_ratio, image, patch,
 # batch)
 CASES = {
-    'deit-tiny -> pmamba-tiny, 224, batch 4': dict(
-        teacher='deit-tiny', width=192, student='pmamba-tiny', batch=4
+    'deit-tiny -> pmamba-tiny, 224, batch 8': dict(
+        teacher='deit-tiny', width=192, student='pmamba-tiny', batch=8
     ),
-    'deit-small -> pmamba-tiny, 224, batch 4': dict(
-        teacher='deit-small', width=384, student='pmamba-tiny', batch=4
+    'deit-small -> pmamba-tiny, 224, batch 8': dict(
+        teacher='deit-small', width=384, student='pmamba-tiny', batch=8
     ),
     'deit-tiny -> pmamba-tiny, 32 (patch 4), batch 32': dict(
         teacher='deit-tiny',

@@ -12,6 +12,8 @@ from mmrazor.models.architectures.connectors.base_connector import (
 from torch import Tensor, nn
 
 from transmamba_mm.models import find_mamba_backbone
+from transmamba_mm.models.layers import Linear
+from transmamba_mm.ops import linear
 from transmamba_mm.registry import MODELS
 
 from .records import TapRecord
@@ -29,18 +31,18 @@ class _Calibrator(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.reduce = (
-            nn.Linear(in_channels, out_channels, bias=False)
+            Linear(in_channels, out_channels, bias=False)
             if in_channels > out_channels
             else None
         )
-        self.fc1 = nn.Linear(out_channels, out_channels)
-        self.fc2 = nn.Linear(out_channels, out_channels)
+        self.fc1 = Linear(out_channels, out_channels)
+        self.fc2 = Linear(out_channels, out_channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.reduce is not None:
             tokens = self.reduce(tokens)
         weight = self.fc1.weight[:, : tokens.shape[-1]]
-        hidden = F.gelu(F.linear(tokens, weight, self.fc1.bias))
+        hidden = F.gelu(linear(tokens, weight, self.fc1.bias))
         return self.fc2(hidden)
 
 

@@ -7,12 +7,14 @@ from .dispatch import (
     selected_backend,
     use_scan_backend,
 )
+from .linear import linear
 from .selective_scan import selective_scan
 from .token_order import invert_order, reorder
 
 __all__ = [
     'BackendStatus',
     'invert_order',
+    'linear',
     'reorder',
     'scan_backends',
     'selected_backend',

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transmamba_mm.ops import invert_order, selective_scan
+from transmamba_mm.ops import invert_order, linear, selective_scan
 
 from ..scan_orders import scan_order
+from .linear import Linear
 from .taps import DirectionTaps
 
 # Rows of `direction_Bs`, by the move (rows, columns) that led to a step. The
@@ -135,7 +136,7 @@ class PlainMambaMixer(nn.Module):
         self.d_state = d_state
         self.dt_rank = dt_rank or math.ceil(embed_dims / 16)
 
-        self.in_proj = nn.Linear(embed_dims, 2 * self.d_inner, bias=bias)
+        self.in_proj = Linear(embed_dims, 2 * self.d_inner, bias=bias)
         self.conv2d = nn.Conv2d(
             self.d_inner,
             self.d_inner,
@@ -144,16 +145,16 @@ class PlainMambaMixer(nn.Module):
             groups=self.d_inner,
             bias=conv_bias,
         )
-        self.x_proj = nn.Linear(
+        self.x_proj = Linear(
             self.d_inner, self.dt_rank + 2 * d_state, bias=False
         )
-        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.dt_proj = Linear(self.dt_rank, self.d_inner)
         self.A_log = nn.Parameter(
             torch.arange(1.0, d_state + 1).log().repeat(self.d_inner, 1)
         )
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.direction_Bs = nn.Parameter(torch.empty(5, d_state))
-        self.out_proj = nn.Linear(self.d_inner, embed_dims, bias=bias)
+        self.out_proj = Linear(self.d_inner, embed_dims, bias=bias)
         self.gamma = (
             nn.Parameter(layer_scale * torch.ones(embed_dims))
             if layer_scale
@@ -175,7 +176,7 @@ class PlainMambaMixer(nn.Module):
 
     def _project_out(self, inner: Tensor) -> Tensor:
         """``out_proj`` without its bias: what one direction contributes."""
-        out = F.linear(inner, self.out_proj.weight)
+        out = linear(inner, self.out_proj.weight)
         return out if self.gamma is None else out * self.gamma
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
