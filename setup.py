@@ -1,17 +1,22 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Package transmamba_mm.
 
+The CPU kernels (``transmamba_mm/ops/native``) are compiled if there is a C++
+compiler; the package installs without one as well.
+
 Beside the modules, the package holds ``transmamba_mm/.mim`` with the
 configs, the tools and the model index, where MIM and mmpretrain's
 ``get_model`` look for them. In an editable installation these are links to
 the files of the repository.
 """
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -33,13 +38,35 @@ def read_version():
     return scope['__version__']
 
 
-class BuildWithMim(build_py):
-    """Build the modules, and ``.mim`` beside them."""
+def read_native_build():
+    """Return the module that compiles the kernels, without the package."""
+    path = ROOT / 'transmamba_mm' / 'ops' / 'native' / 'build.py'
+    spec = importlib.util.spec_from_file_location('native_build', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+native = read_native_build()
+
+
+def kernels(parent):
+    """Return the file of the compiled kernels below a folder."""
+    return Path(parent) / 'transmamba_mm' / 'ops' / 'native' / native.LIBRARY
+
+
+class Build(build_py):
+    """Build the modules, the kernels, and ``.mim`` beside them."""
 
     def run(self):
         """Copy into the build, or link into the source tree if editable."""
         super().run()
         parent = ROOT if self.editable_mode else Path(self.build_lib)
+        try:
+            native.build(kernels(parent))
+        except (native.BuildError, OSError) as error:
+            kernels(parent).unlink(missing_ok=True)
+            print(f'The CPU kernels are left out: {error}')
         target = parent / 'transmamba_mm' / '.mim'
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
@@ -54,6 +81,18 @@ class BuildWithMim(build_py):
     def get_source_files(self):
         """Leave ``.mim`` to MANIFEST.in: an sdist has the originals."""
         return [f for f in super().get_source_files() if '.mim' not in f]
+
+
+class Wheel(bdist_wheel):
+    """A wheel for one platform but all versions of Python, or for all."""
+
+    def get_tag(self):
+        """Return the tags of Python, ABI and platform."""
+        build = self.get_finalized_command('build_py')
+        if not kernels(build.build_lib).exists():
+            return super().get_tag()
+        self.root_is_pure = False
+        return ('py3', 'none', super().get_tag()[2])
 
 
 def try_to_link(source, link):
@@ -93,7 +132,6 @@ setup(
     python_requires='>=3.9',
     install_requires=read_requirements('runtime'),
     extras_require={name: read_requirements(name) for name in EXTRAS},
-    cmdclass={'build_py': BuildWithMim},
-    ext_modules=[],
+    cmdclass={'bdist_wheel': Wheel, 'build_py': Build},
     zip_safe=False,
 )

@@ -7,20 +7,23 @@ all of them alike, and the ratios are the result.
 """
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import json
+import math
 import platform
 import statistics
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Callable, Optional
 
 import torch
 
 
-def parse_args(doc: str) -> argparse.Namespace:
-    """Parse the options which every benchmark has."""
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """Return a parser with the options which every benchmark has."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -28,7 +31,12 @@ def parse_args(doc: str) -> argparse.Namespace:
     parser.add_argument(
         '--quick', action='store_true', help='small sizes, few rounds'
     )
-    return parser.parse_args()
+    return parser
+
+
+def parse_args(doc: str) -> argparse.Namespace:
+    """Parse the options which every benchmark has."""
+    return make_parser(doc).parse_args()
 
 
 def environment() -> dict:
@@ -47,6 +55,7 @@ def interleaved(
     rounds: int = 9,
     slow_seconds: float = 1.0,
     slow_rounds: int = 3,
+    once_seconds: float = math.inf,
 ) -> dict[str, float]:
     """Time the candidates in turn.
 
@@ -56,6 +65,8 @@ def interleaved(
         slow_seconds: a candidate whose warm-up takes longer runs only
             ``slow_rounds`` times.  Default 1.
         slow_rounds: see above.  Default 3.
+        once_seconds: a candidate whose warm-up takes longer does not run
+            again: the warm-up counts.  Default infinity.
 
     Returns:
         dict[str, float]: name -> median CPU milliseconds.
@@ -63,19 +74,35 @@ def interleaved(
     times = {name: [] for name in candidates}
     limits = {}
     for name, function in candidates.items():
-        seconds = _cpu_seconds(function)
+        seconds = cpu_seconds(function)
         limits[name] = slow_rounds if seconds > slow_seconds else rounds
+        if seconds > once_seconds:
+            times[name].append(seconds)
+            limits[name] = 0
     for i in range(rounds):
         for name, function in candidates.items():
             if i < limits[name]:
-                times[name].append(_cpu_seconds(function))
+                times[name].append(cpu_seconds(function))
     return {k: 1e3 * statistics.median(v) for k, v in times.items()}
 
 
-def _cpu_seconds(function) -> float:
+def cpu_seconds(function: Callable[[], object]) -> float:
+    """CPU time of one run, of all threads."""
     start = time.process_time()
     function()
     return time.process_time() - start
+
+
+def keep_memory() -> None:
+    """Make the C library keep freed memory, where it is glibc.
+
+    Otherwise it hands tensors of more than 32 MiB back at once, and whether
+    the next ones get cleared pages or old ones is chance.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 def extra_peak_mb(function: Callable[[], object]) -> Optional[float]:
@@ -111,6 +138,27 @@ def print_table(
     for name, value in figures.items():
         ratio = value / figures[base]
         print(f'  {name:<12}{value:>12.2f} {unit}{ratio:>10.1f} x')
+
+
+def print_markdown(
+    title: str, header: Sequence[str], rows: Iterable[Sequence[object]]
+) -> None:
+    """Print a table in Markdown; floats with three significant digits."""
+    print(f'\n{title}\n')
+    print('| ' + ' | '.join(header) + ' |')
+    print('|' + '---|' * len(header))
+    for row in rows:
+        print('| ' + ' | '.join(map(_cell, row)) + ' |', flush=True)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return '-'
+    if not isinstance(value, float):
+        return str(value)
+    if math.isfinite(value) and abs(value) >= 100:
+        return f'{value:.0f}'
+    return f'{value:#.3g}'.rstrip('.')
 
 
 def write_json(path: Optional[Path], results: dict) -> None:

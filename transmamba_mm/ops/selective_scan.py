@@ -1,17 +1,16 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """The selective scan, the operator in the middle of every Mamba block."""
 
-import contextlib
-import math
-import sys
+from collections.abc import Sequence
 from typing import Optional, Union
 
 import torch
 from torch import Tensor
 
-from .dispatch import backend_module
-
-_uncompiled = None
+from . import dispatch
+from .checks import check_inputs
+from .order_tables import check_order
+from .scan_op import differentiable_scan, scan
 
 
 def selective_scan(
@@ -26,6 +25,9 @@ def selective_scan(
     delta_softplus: bool = False,
     return_last_state: bool = False,
     *,
+    order: Optional[Tensor] = None,
+    reverse: bool = False,
+    by_step: bool = False,
     backend: str = 'auto',
 ) -> Union[Tensor, tuple[Tensor, Tensor]]:
     """Run the selective state-space recurrence of Mamba.
@@ -42,7 +44,14 @@ def selective_scan(
     ``x.transpose(1, 2)`` of a contiguous (B, L, D), is fastest, and is how
     the output is stored.
 
-    Every input may require grad.  Gradients of gradients are refused.
+    Tokens can be visited in another order than they lie in memory.  All
+    tensors and the output stay in token order, and no permuted copies need
+    be made: step t reads ``u`` and writes ``y`` at token ``order[t]``, or at
+    ``order[L - 1 - t]`` with ``reverse``.
+
+    Every input may require grad.  Gradients of gradients are refused, except
+    by ``backend='reference'``.  The operator can be compiled: it is one node
+    in the graph of torch.compile.
 
     Args:
         u: input, (B, D, L).
@@ -59,6 +68,13 @@ def selective_scan(
             identity above 20.  Default False.
         return_last_state: also return ``h`` after the last step, without
             gradient.  Default False.
+        order: token that each step visits, (L,), int32 or int64, a
+            permutation.  It is checked once per tensor, so pass the same
+            tensor every time.  Default None: the order of memory.
+        reverse: visit the tokens backwards.  Default False.
+        by_step: ``delta``, ``B`` and ``C`` are read at step t itself, not at
+            the token which it visits (PlainMamba permutes only ``u``).  ``z``
+            always belongs to the output's token.  Default False.
         backend: name listed by :func:`scan_backends`, or ``'auto'`` to let
             :func:`selected_backend` choose.  Default 'auto'.
 
@@ -68,64 +84,21 @@ def selective_scan(
 
     Raises:
         TypeError: if an input is not a real floating-point tensor.
-        ValueError: if a shape or device does not fit, or there is no such
-            backend.
+        ValueError: if a shape or device does not fit, ``order`` is not a
+            permutation, or the backend does not exist or do this.
         RuntimeError: if the backend cannot be used on this machine.
     """
-    run = _run if 'torch._dynamo' not in sys.modules else _get_uncompiled()
-    out, last_state = run(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    check_inputs(tensors)
+    if order is not None:
+        check_order('order', order, (u.shape[2],), u.device)
+    out, last_state = _run(
+        tensors, delta_softplus, order, [reverse], by_step, True, backend
     )
-    return (out, last_state) if return_last_state else out
+    return (out, last_state[:, 0]) if return_last_state else out
 
 
-def _run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend):
-    check_inputs(u, delta, A, B, C, D, z, delta_bias)
-    module = backend_module(u.device, u.dtype, backend)
-    B, C = _same_groups(B, C)
-    with _no_autocast(u.device.type):
-        return module.selective_scan(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus
-        )
-
-
-def _get_uncompiled():
-    """Return :func:`_run` hidden from torch.compile.
-
-    Tracing the loops would unroll them into thousands of nodes; a graph
-    break costs microseconds.  ``torch.compiler.disable`` imports the
-    compiler, which takes a second, hence only where it is loaded already.
-    """
-    global _uncompiled
-    if _uncompiled is None:
-        _uncompiled = torch.compiler.disable(_run)
-    return _uncompiled
-
-
-def _no_autocast(device_type: str):
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
-
-
-def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """Repeat groups so that B and C, if both vary in time, have as many."""
-    if B.dim() == 2 or C.dim() == 2:
-        return B, C
-    groups_B = B.shape[1] if B.dim() == 4 else 1
-    groups_C = C.shape[1] if C.dim() == 4 else 1
-    if groups_B == groups_C:
-        return B, C
-    groups = math.lcm(groups_B, groups_C)
-    return _regroup(B, groups), _regroup(C, groups)
-
-
-def _regroup(x: Tensor, groups: int) -> Tensor:
-    x = x.unsqueeze(1) if x.dim() == 3 else x
-    return x.repeat_interleave(groups // x.shape[1], dim=1)
-
-
-def check_inputs(
+def multi_scan(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -134,69 +107,99 @@ def check_inputs(
     D: Optional[Tensor] = None,
     z: Optional[Tensor] = None,
     delta_bias: Optional[Tensor] = None,
-) -> None:
-    """Raise unless the inputs fit :func:`selective_scan`.
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    orders: Optional[Tensor] = None,
+    reverse: Union[bool, Sequence[bool]] = (False,),
+    by_step: bool = False,
+    merge: str = 'sum',
+    backend: str = 'auto',
+) -> Union[Tensor, tuple[Tensor, Tensor]]:
+    """Run :func:`selective_scan` in K directions over the same tokens.
+
+    There are as many directions as rows of ``orders``, or as ``reverse`` is
+    long.  Each tensor is either shared by all directions or has an axis K;
+    what is shared is neither repeated nor permuted in memory by the backends
+    that follow orders themselves.
+
+    Args:
+        u: input, (B, D, L) or (B, K, D, L).
+        delta: step sizes, (B, D, L) or (B, K, D, L).
+        A: decay rates, (D, N) or (K, D, N).
+        B: input weights: (D, N) constant in time and shared, (B, N, L)
+            shared, or (B, K * G, N, L), of direction 0 first all groups, then
+            of direction 1.
+        C: output weights, any of the shapes of ``B``.
+        D: skip weights, (D,) or (K, D).  Default None: no skip.
+        z: gate, (B, D, L) or (B, K, D, L).  Default None: no gate.
+        delta_bias: (D,) or (K, D).  Default None.
+        delta_softplus: pass the step sizes through softplus.  Default False.
+        return_last_state: also return the last states.  Default False.
+        orders: token that each step visits, (K, L), as ``order`` of
+            :func:`selective_scan`.  Default None: the order of memory.
+        reverse: whether to visit the tokens backwards, K bools, or one for
+            all directions.  Default ``(False,)``.
+        by_step: as for :func:`selective_scan`.  Default False.
+        merge: ``'sum'`` adds the directions up, ``'stack'`` returns each.
+            Default 'sum'.
+        backend: as for :func:`selective_scan`.  Default 'auto'.
+
+    Returns:
+        Tensor: (B, D, L) for ``'sum'``, (B, K, D, L) for ``'stack'``, stored
+        channels-last; with ``return_last_state`` a tuple of that and the last
+        states (B, K, D, N).
 
     Raises:
         TypeError: if an input is not a real floating-point tensor.
-        ValueError: if a shape or device does not fit.
+        ValueError: if an argument does not fit, or the backend does not exist
+            or do this.
+        RuntimeError: if the backend cannot be used on this machine.
     """
-    required = {'u': u, 'delta': delta, 'A': A, 'B': B, 'C': C}
-    optional = {'D': D, 'z': z, 'delta_bias': delta_bias}
-    given = {k: v for k, v in optional.items() if v is not None}
-    for name, x in {**required, **given}.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f'{name}: expected a tensor, got {type(x).__name__}'
-            )
-        if x.is_complex():
-            raise TypeError(
-                f'{name}: complex tensors are not supported, got {x.dtype}; '
-                f'expected a real floating-point dtype'
-            )
-        if not x.is_floating_point():
-            raise TypeError(
-                f'{name}: expected a floating-point dtype, got {x.dtype}'
-            )
-        if x.device != u.device:
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    reverse = [reverse] if isinstance(reverse, bool) else list(reverse)
+    K = len(reverse)
+    if orders is not None and isinstance(orders, Tensor) and orders.dim() == 2:
+        if K == 1:
+            reverse = reverse * orders.shape[0]
+        elif orders.shape[0] != K:
             raise ValueError(
-                f'{name}: is on {x.device}, but u is on {u.device}'
+                f'reverse: expected one bool or as many as orders has rows, '
+                f'{orders.shape[0]}, got {K}'
             )
-    if u.dim() != 3:
-        raise ValueError(f'u: expected shape (B, D, L), got {tuple(u.shape)}')
-    batch, channels, length = u.shape
-    if A.dim() != 2 or A.shape[0] != channels or A.shape[1] < 1:
-        raise ValueError(
-            f'A: expected shape (D, N) = ({channels}, N) with N >= 1, '
-            f'got {tuple(A.shape)}'
-        )
-    N = A.shape[1]
-    for name, x, letters, shape in (
-        ('delta', delta, '(B, D, L)', (batch, channels, length)),
-        ('z', z, '(B, D, L)', (batch, channels, length)),
-        ('D', D, '(D,)', (channels,)),
-        ('delta_bias', delta_bias, '(D,)', (channels,)),
-    ):
-        if x is not None and x.shape != shape:
-            raise ValueError(
-                f'{name}: expected shape {letters} = {shape}, '
-                f'got {tuple(x.shape)}'
-            )
-    for name, x in (('B', B), ('C', C)):
-        groups = x.shape[1] if x.dim() == 4 else 'G'
-        shapes = {
-            2: (channels, N),
-            3: (batch, N, length),
-            4: (batch, groups, N, length),
-        }
-        if x.shape != shapes.get(x.dim()):
-            raise ValueError(
-                f'{name}: expected shape (D, N) = {shapes[2]}, '
-                f'(B, N, L) = {shapes[3]} or (B, G, N, L) = '
-                f'({batch}, G, {N}, {length}), got {tuple(x.shape)}'
-            )
-        if x.dim() == 4 and (groups < 1 or channels % groups):
-            raise ValueError(
-                f'{name}: its {groups} groups (axis 1 of {tuple(x.shape)}) '
-                f'must divide D = {channels}'
-            )
+        K = len(reverse)
+    if K == 0:
+        raise ValueError('reverse, orders: there must be a direction')
+    if merge not in ('sum', 'stack'):
+        raise ValueError(f"merge: expected 'sum' or 'stack', got {merge!r}")
+    check_inputs(tensors, K)
+    if orders is not None:
+        check_order('orders', orders, (K, u.shape[-1]), u.device)
+    out, last_state = _run(
+        tensors,
+        delta_softplus,
+        orders,
+        reverse,
+        by_step,
+        merge == 'sum',
+        backend,
+    )
+    return (out, last_state) if return_last_state else out
+
+
+def _run(tensors, softplus, orders, reverse, by_step, merge, backend):
+    """Call the operator on checked arguments."""
+    if torch.compiler.is_compiling():
+        # Context variables and the environment are read inside the operator.
+        is_plain_autograd = backend == 'reference'
+    else:
+        backend = dispatch.requested(backend, dispatch.FASTEST)
+        is_plain_autograd = dispatch.is_differentiable(backend)
+    arguments = (*tensors, softplus, orders, reverse, by_step, merge)
+    if is_plain_autograd:
+        return differentiable_scan(*arguments, backend)
+    keep = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in tensors
+    )
+    out, last_state, _ = scan(*arguments, keep, backend)
+    return out, last_state

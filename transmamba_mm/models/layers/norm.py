@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor, nn
 
+from transmamba_mm.ops import rms_norm
 from transmamba_mm.registry import MODELS
 
 
@@ -23,6 +24,4 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises ``x`` of shape (..., num_features)."""
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale * self.weight).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)

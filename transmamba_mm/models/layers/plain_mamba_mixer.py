@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transmamba_mm.ops import invert_order, linear, selective_scan
+from transmamba_mm.ops import linear, multi_scan
 
 from ..scan_orders import scan_order
 from .linear import Linear
@@ -54,39 +54,38 @@ def move_rows(order: Tensor, grid: tuple[int, int]) -> Tensor:
 class _ScanTables(NamedTuple):
     """Index tables of K directions on one grid of L tokens.
 
-    One gather for all directions is faster than one per direction.
-
     Attributes:
-        orders (list[Tensor]): Per direction (L,), see :func:`scan_order`.
-        gather (Tensor): (L*K,) raster index of step t, direction k.
-        scatter (Tensor): (K*L,) row of ``gather`` at which direction k
-            visits raster token p.
+        orders (Tensor): (K, L) int32, rows of :func:`scan_order`.
         moves (Tensor): (K, L) rows of ``direction_Bs``.
     """
 
-    orders: list[Tensor]
-    gather: Tensor
-    scatter: Tensor
+    orders: Tensor
     moves: Tensor
 
 
 @lru_cache(maxsize=64)
-def _scan_tables(
+def _cached_tables(
     directions: tuple[str, ...], h: int, w: int, device: str
 ) -> _ScanTables:
     # The cache outlives an enclosing inference mode, whose tensors could not
     # be used for training later.
     with torch.inference_mode(False):
         orders = [scan_order(name, h, w, device) for name in directions]
-        num = len(orders)
-        inverse = torch.stack([invert_order(order) for order in orders])
-        offset = torch.arange(num, device=inverse.device).unsqueeze(1)
-        return _ScanTables(
-            orders,
-            torch.stack(orders, dim=1).flatten(),
-            (inverse * num + offset).flatten(),
-            torch.stack([move_rows(order, (h, w)) for order in orders]),
-        )
+        moves = [move_rows(order, (h, w)) for order in orders]
+        return _ScanTables(torch.stack(orders).int(), torch.stack(moves))
+
+
+def _scan_tables(
+    directions: tuple[str, ...], h: int, w: int, device: str
+) -> tuple[Tensor, Tensor]:
+    """Returns the tables of a grid, the same tensors at every call."""
+    return tuple(_cached_tables(directions, h, w, device))
+
+
+# torch.compile then calls the function once, as it is, and its graph refers
+# to the result. `torch.compiler.assume_constant_result` sets nothing else,
+# but imports the compiler, which takes a second.
+_scan_tables._dynamo_marked_constant = True
 
 
 class PlainMambaMixer(nn.Module):
@@ -193,17 +192,19 @@ class PlainMambaMixer(nn.Module):
         u = u.transpose(1, 2).unflatten(2, grid)
         u = F.silu(self.conv2d(u)).flatten(2).transpose(1, 2)
         gate = F.silu(z)
-        tables = _scan_tables(self.directions, *grid, str(x.device))
-        scanned = self._scan(u, tables)
-        if not any(map(self.taps.active, self.directions)):
-            out = self.out_proj(gate * scanned.sum(1))
+        orders, moves = _scan_tables(self.directions, *grid, str(x.device))
+        tapped = any(map(self.taps.active, self.directions))
+        scanned = self._scan(u, orders, moves, 'stack' if tapped else 'sum')
+        if not tapped:
+            # One gate for all directions: cheaper than to pass z to the scan.
+            out = self.out_proj(gate * scanned)
             return out if self.gamma is None else out * self.gamma
         # Projecting each direction replaces projecting their sum.
         inner = gate.unsqueeze(1) * scanned
         parts = self._project_out(inner)
         # unbind: slices would each get a full-size gradient.
         for name, *tokens, order in zip(
-            self.directions, inner.unbind(1), parts.unbind(1), tables.orders
+            self.directions, inner.unbind(1), parts.unbind(1), orders
         ):
             self.taps.emit(name, *tokens, order, grid)
         out = parts.sum(1)
@@ -212,38 +213,38 @@ class PlainMambaMixer(nn.Module):
             out = out + (bias if self.gamma is None else bias * self.gamma)
         return out
 
-    def _scan(self, u: Tensor, tables: '_ScanTables') -> Tensor:
-        """Runs all directions as channel groups of one scan.
+    def _scan(
+        self, u: Tensor, orders: Tensor, moves: Tensor, merge: str
+    ) -> Tensor:
+        """Runs all directions.
 
         Args:
             u (Tensor): Convolved tokens (B, L, d_inner), raster order.
-            tables (_ScanTables): Index tables of the grid.
+            orders (Tensor): (K, L), as in :class:`_ScanTables`.
+            moves (Tensor): (K, L), as there.
+            merge (str): ``'sum'`` or ``'stack'``.
 
         Returns:
-            Tensor: (B, K, L, d_inner), each direction back in raster order.
+            Tensor: Their sum (B, L, d_inner), or each, (B, K, L, d_inner), in
+            raster order.
         """
-        num = len(self.directions)
         dt, B, C = self.x_proj(u).split(
             [self.dt_rank, self.d_state, self.d_state], dim=-1
         )
-        delta = self.dt_proj(dt)
-        B = B.unsqueeze(1) + self.direction_Bs[tables.moves]  # (B, K, L, N)
-        C = C.unsqueeze(1).expand_as(B)
+        B = B.unsqueeze(1) + self.direction_Bs[moves]  # (B, K, L, N)
         # At least float32, whatever the dtype of the module is.
         wide = torch.promote_types(self.A_log.dtype, torch.float32)
-        A = -torch.exp(self.A_log.to(wide))
-        y = selective_scan(
-            u.index_select(1, tables.gather)
-            .unflatten(1, (-1, num))
-            .flatten(2)
-            .mT,
-            delta.repeat(1, 1, num).mT,
-            A.repeat(num, 1),
+        y = multi_scan(
+            u.mT,
+            self.dt_proj(dt).mT,
+            -torch.exp(self.A_log.to(wide)),
             B.mT,
             C.mT,
-            D=self.D.to(wide).repeat(num),
-            delta_bias=self.dt_proj.bias.to(wide).repeat(num),
+            D=self.D.to(wide),
+            delta_bias=self.dt_proj.bias.to(wide),
             delta_softplus=True,
+            orders=orders,
+            by_step=True,
+            merge=merge,
         )
-        steps = y.mT.unflatten(2, (num, -1)).flatten(1, 2)
-        return steps.index_select(1, tables.scatter).unflatten(1, (num, -1))
+        return y.mT

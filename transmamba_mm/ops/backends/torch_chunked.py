@@ -31,7 +31,9 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from . import per_direction
 from . import torch_blocks as ops
+from .problem import ScanProblem
 from .torch_blocks import Block, Plan
 
 LOG2_E = math.log2(math.e)
@@ -48,70 +50,27 @@ def supports(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Optional[Tensor],
-    z: Optional[Tensor],
-    delta_bias: Optional[Tensor],
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor]:
-    """Scan checked inputs; see :func:`transmamba_mm.ops.selective_scan`.
-
-    Returns:
-        ``out (B, D, L)`` and ``last_state (B, D, N)``, the latter in the
-        dtype of the computation and without gradient.
-    """
-    inputs = (u, delta, A, B, C, D, z, delta_bias)
-    if torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in inputs
-    ):
-        out, last = _SelectiveScan.apply(delta_softplus, *inputs)
-    else:
-        out, last, _, _ = _forward(_problem(delta_softplus, inputs))
-    return out.transpose(1, 2), last
+def states_shape(p: ScanProblem) -> tuple[int, ...]:
+    """Shape of the kept states, those before each block."""
+    batch, K, length, channels, N = p.sizes
+    is_constant = p.B.dim() == p.C.dim() == 2
+    G, channels = 1 if is_constant else K * p.groups, K * channels
+    plan = _plan(p.u, batch, length, channels, N)
+    return -(-length // plan.steps), batch, G, N, channels // G
 
 
-class _SelectiveScan(torch.autograd.Function):
-    """Autograd rule of the scan; ``out`` is (B, L, D) here."""
+def forward(p: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Scan; see :class:`ScanProblem`."""
+    return per_direction.forward(_scan, p, keep, wide=True)
 
-    @staticmethod
-    def forward(ctx, softplus, *inputs):
-        z = inputs[6]
-        out, last, starts, ungated = _forward(
-            _problem(softplus, inputs),
-            keep_starts=True,
-            keep_ungated=z is not None and z.requires_grad,
-        )
-        ctx.softplus = softplus
-        ctx.save_for_backward(*inputs, starts, ungated)
-        ctx.mark_non_differentiable(last)
-        ctx.set_materialize_grads(False)
-        return out, last
 
-    @staticmethod
-    def backward(ctx, grad_out, _):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                'selective_scan has no second derivative (create_graph=True);'
-                " backend='reference' has one, slowly"
-            )
-        if grad_out is None:
-            return (None,) * 9
-        *inputs, starts, ungated = ctx.saved_tensors
-        with torch.autocast(grad_out.device.type, enabled=False):
-            grads = _backward(
-                _problem(ctx.softplus, inputs),
-                inputs,
-                grad_out,
-                starts,
-                ungated,
-                ctx.needs_input_grad[1:],
-            )
-        return (None, *grads)
+def backward(
+    p: ScanProblem, states: Tensor, grad_out: Tensor, needs: tuple[bool, ...]
+) -> list[Optional[Tensor]]:
+    """Compute the gradients; see :class:`ScanProblem`."""
+    return per_direction.backward(
+        _scan_backward, p, states, grad_out, needs, wide=True
+    )
 
 
 class _Problem(NamedTuple):
@@ -127,7 +86,6 @@ class _Problem(NamedTuple):
     bias: Optional[Tensor]  # (D,)
     softplus: bool
     plan: Plan
-    out_dtype: torch.dtype
 
     def zeros(self, *shape) -> Tensor:
         return self.A.new_zeros(shape)
@@ -137,24 +95,26 @@ class _Problem(NamedTuple):
         return tokens.unflatten(2, (self.A.shape[0], 1, -1))
 
 
-def _problem(softplus, inputs) -> _Problem:
-    u, delta, A, B, C, D, z, bias = inputs
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    groups = max([x.shape[1] for x in (B, C) if x.dim() == 4] or [1])
-    batch, channels, length = u.shape
-    on_cpu = u.device.type == 'cpu'
+def _plan(u: Tensor, batch, length, channels, N) -> Plan:
+    return ops.make_plan(batch, length, channels, N, u.device.type == 'cpu')
+
+
+def _problem(p: ScanProblem) -> _Problem:
+    """Convert one direction, in the order of memory."""
+    dtype = p.wide_dtype
+    batch, _, length, channels, N = p.sizes
+    D, bias = p.D, p.delta_bias
     return _Problem(
-        ops.channels_inner(u, dtype),
-        ops.channels_inner(delta, dtype),
-        ops.to_states(A, groups, dtype),
-        ops.to_coefs(B, groups, dtype),
-        ops.to_coefs(C, groups, dtype),
-        None if D is None else D.to(dtype),
-        None if z is None else ops.channels_inner(z, dtype),
-        None if bias is None else bias.to(dtype),
-        softplus,
-        ops.make_plan(batch, length, channels, A.shape[1], on_cpu),
-        u.dtype,
+        ops.channels_inner(p.u, dtype),
+        ops.channels_inner(p.delta, dtype),
+        ops.to_states(p.A[0], p.groups, dtype),
+        ops.to_coefs(p.B, p.groups, dtype),
+        ops.to_coefs(p.C, p.groups, dtype),
+        None if D is None else D[0].to(dtype),
+        None if p.z is None else ops.channels_inner(p.z, dtype),
+        None if bias is None else bias[0].to(dtype),
+        p.delta_softplus,
+        _plan(p.u, batch, length, channels, N),
     )
 
 
@@ -224,18 +184,14 @@ def _run_adjoints(p: _Problem, buf: _Buffers, T: int) -> None:
     torch.mul(buf.decays[0], grads[0], out=buf.carry)
 
 
-def _forward(p: _Problem, keep_starts=False, keep_ungated=False):
-    """Compute out (B, L, D), the last state (B, D, N) and what is kept.
-
-    Kept are the states at the start of every block, (blocks, B, G, N, D / G),
-    and the output before the gate, (B, L, D) or None.
-    """
+def _scan(problem: ScanProblem, keep: bool):
+    """Compute :func:`forward` of one direction in the order of memory."""
+    p = _problem(problem)
     batch, length, _ = p.u.shape
-    out = p.u.new_empty(p.u.shape, dtype=p.out_dtype)
+    result = problem.new_out()
+    out = result.squeeze(1)
     last = p.zeros(batch, *p.A.shape)
-    count = math.ceil(length / p.plan.steps) if keep_starts else 0
-    starts = p.A.new_empty(count, *last.shape)
-    ungated = p.A.new_empty(p.u.shape) if keep_ungated else None
+    starts = p.A.new_empty(states_shape(problem) if keep else (0,))
     buf = None
     for blocks in ops.row_groups(p.plan, batch, length):
         for k, at in enumerate(blocks):
@@ -243,46 +199,45 @@ def _forward(p: _Problem, keep_starts=False, keep_ungated=False):
             if buf is None or buf.rows != at.b1 - at.b0:
                 buf = _Buffers(p, at.b1 - at.b0, adjoint=False)
             buf.states[0].copy_(last[rows])
-            if keep_starts:
+            if keep:
                 starts[k, rows] = buf.states[0]
             u, _, _, _, state = _run_states(p, buf, at)
             y = buf.y[: len(u)]
             ops.sum_states(state, ops.coefs_at(p.C, at), y)
             if p.D is not None:
                 y.addcmul_(u, p.D)
-            if keep_ungated:
-                at.of(ungated).copy_(y)
             if p.z is not None:
                 y.mul_(aten.silu.out(at.of(p.z), out=buf.raw[: len(u)]))
             at.of(out).copy_(y)
             last[rows] = buf.states[len(u)]
     last = last.transpose(2, 3).flatten(1, 2)
-    return out, last, starts, ungated
+    return result, last.unsqueeze(1).contiguous(), starts
 
 
-def _backward(p: _Problem, inputs, grad_out, starts, ungated, need):
-    """Compute the gradients of the eight inputs, None where not needed.
+def _scan_backward(problem: ScanProblem, starts, grad_out, need):
+    """Compute :func:`backward` of one direction in the order of memory.
 
     With h the states and g their gradients, going backwards in time,
     ``g[t] = grad[t] C[t] + decay[t + 1] g[t + 1]``; the exponent
     ``dt[t] A`` of the decay receives ``e[t] = g[t] h[t - 1] decay[t]``.
     """
+    p = _problem(problem)
     need_u, need_delta, need_A, need_B, need_C, need_D, need_z, need_b = need
     need_dt = need_delta or need_b
     need_states = need_u or need_dt or need_A or need_B
     batch, length, channels = p.u.shape
-    grad_out = ops.channels_inner(grad_out.transpose(1, 2), p.A.dtype)
+    grad_out = ops.channels_inner(grad_out, p.A.dtype)
 
     def tokens(x, needed):
         return p.u.new_empty(p.u.shape, dtype=x.dtype) if needed else None
 
-    u_, delta_, A_, B_, C_, D_, z_, bias_ = inputs
+    u_, delta_, A_, B_, C_, D_, z_, bias_ = problem.tensors
     grad_u = tokens(u_, need_u)
     grad_delta = tokens(delta_, need_delta)
     grad_z = tokens(z_, need_z)
     grad_A = p.zeros(*p.A.shape) if need_A else None
-    grad_B = p.zeros(*p.B.shape) if need_B else None
-    grad_C = p.zeros(*p.C.shape) if need_C else None
+    grad_B = ops.new_coefs_grad(p.B) if need_B else None
+    grad_C = ops.new_coefs_grad(p.C) if need_C else None
     grad_D = p.zeros(channels) if need_D else None
     grad_bias = p.zeros(channels) if need_b else None
     buf = None
@@ -301,7 +256,10 @@ def _backward(p: _Problem, inputs, grad_out, starts, ungated, need):
             if p.z is not None:
                 z, gated = at.of(p.z), buf.gated[:T]
                 if need_z:
-                    torch.mul(grad, at.of(ungated), out=work)
+                    ops.sum_states(h, C, gdt)
+                    if p.D is not None:
+                        gdt.addcmul_(u, p.D)
+                    torch.mul(grad, gdt, out=work)
                     at.of(grad_z).copy_(aten.silu_backward(work, z))
                 grad = torch.mul(grad, aten.silu.out(z, out=work), out=gated)
             if need_D:
@@ -338,13 +296,21 @@ def _backward(p: _Problem, inputs, grad_out, starts, ungated, need):
                     grad_bias += gdt.sum((0, 1))
                 if need_delta:
                     at.of(grad_delta).copy_(gdt)
-    return (
-        None if grad_u is None else grad_u.transpose(1, 2),
-        None if grad_delta is None else grad_delta.transpose(1, 2),
-        None if grad_A is None else ops.from_states(grad_A).to(A_.dtype),
-        None if grad_B is None else ops.from_coefs(grad_B, B_).to(B_.dtype),
-        None if grad_C is None else ops.from_coefs(grad_C, C_).to(C_.dtype),
-        None if grad_D is None else grad_D.to(D_.dtype),
-        None if grad_z is None else grad_z.transpose(1, 2),
-        None if grad_bias is None else grad_bias.to(bias_.dtype),
-    )
+    return [
+        None if grad_u is None else grad_u.unsqueeze(1),
+        None if grad_delta is None else grad_delta.unsqueeze(1),
+        _fit(grad_A, A_, ops.from_states),
+        _fit(grad_B, B_, ops.from_coefs),
+        _fit(grad_C, C_, ops.from_coefs),
+        _fit(grad_D, D_),
+        None if grad_z is None else grad_z.unsqueeze(1),
+        _fit(grad_bias, bias_),
+    ]
+
+
+def _fit(grad: Optional[Tensor], x: Tensor, undo=None) -> Optional[Tensor]:
+    """Give a gradient the shape and dtype of its tensor."""
+    if grad is None:
+        return None
+    grad = grad if undo is None else undo(grad)
+    return grad.to(x.dtype).reshape(x.shape).contiguous()

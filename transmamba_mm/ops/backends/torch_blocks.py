@@ -60,7 +60,8 @@ def make_plan(B: int, L: int, D: int, N: int, on_cpu: bool) -> Plan:
 
 def _even(total: int, most: int) -> int:
     """Size of the parts if ``total`` is cut evenly into parts <= most."""
-    return math.ceil(total / math.ceil(total / most)) if total else 1
+    # Without floats: sizes may be symbolic.
+    return -(-total // -(-total // most)) if total else 1
 
 
 def row_groups(plan: Plan, B: int, L: int) -> Iterator[list[Block]]:
@@ -74,8 +75,8 @@ def row_groups(plan: Plan, B: int, L: int) -> Iterator[list[Block]]:
 
 
 def channels_inner(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, D, L) -> (B, L, D), copied unless channels are contiguous."""
-    x = x.transpose(1, 2).to(dtype)
+    """(B, 1, L, D) -> (B, L, D), copied unless channels are contiguous."""
+    x = x.squeeze(1).to(dtype)
     return x if x.stride(2) == 1 else x.contiguous()
 
 
@@ -91,22 +92,26 @@ def from_states(x: Tensor) -> Tensor:
 
 
 def to_coefs(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    """B or C -> (L, B, G, N), or (G, N, D / G) if constant."""
+    """(B, 1, G, L, N) -> (L, B, G, N); constant (D, N) -> (G, N, D / G)."""
     if x.dim() == 2:
         return to_states(x, groups, dtype)
+    return x.squeeze(1).to(dtype).permute(2, 0, 1, 3)
+
+
+def new_coefs_grad(x: Tensor) -> Tensor:
+    """Return zeros for the gradient of :func:`to_coefs`' result."""
     if x.dim() == 3:
-        x = x.unsqueeze(1)
-    return x.to(dtype).permute(3, 0, 1, 2)
+        return torch.zeros_like(x)
+    length, batch, groups, N = x.shape
+    # So stored, from_coefs need not copy.
+    return x.new_zeros(batch, groups, length, N).permute(2, 0, 1, 3)
 
 
-def from_coefs(grad: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
-    """Undo :func:`to_coefs` on the gradient of ``x``."""
-    if grad is None:
-        return None
-    if x.dim() == 2:
+def from_coefs(grad: Tensor) -> Tensor:
+    """Undo :func:`to_coefs`: (B, G, L, N) or (D, N)."""
+    if grad.dim() == 3:
         return from_states(grad)
-    grad = grad.permute(1, 2, 3, 0)
-    return grad if x.dim() == 4 else grad.squeeze(1)
+    return grad.permute(1, 2, 0, 3)
 
 
 def coefs_at(x: Tensor, at: Block) -> Tensor:
