@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from transmamba_mm.ops.native import build, library
+
 ROOT = Path(__file__).resolve().parents[1]
 SKIP = shutil.ignore_patterns(
-    '.mim', '__pycache__', '*.egg-info', 'build', 'dist', 'work_dirs'
+    '*.so', '.mim', '__pycache__', '*.egg-info', 'build', 'dist', 'work_dirs'
 )
 
 
@@ -78,16 +80,35 @@ def test_sdist_holds_the_originals(unpacked):
     assert not list(unpacked.rglob('*.pyc'))
 
 
-def test_wheel_built_from_the_sdist(unpacked, tmp_path):
+def build_wheel(folder, target, **environment):
     """As `pip install transmamba_mm.tar.gz` builds it."""
     command = '-m pip wheel --no-deps --no-build-isolation --no-index -w'
     subprocess.run(
-        [sys.executable, *command.split(), str(tmp_path), '.'],
-        cwd=unpacked,
+        [sys.executable, *command.split(), str(target), '.'],
+        cwd=folder,
         check=True,
         capture_output=True,
+        env={**os.environ, **environment},
     )
-    (wheel,) = tmp_path.glob('transmamba_mm-*-py3-none-any.whl')
+    (wheel,) = target.glob('transmamba_mm-*.whl')
+    return wheel
+
+
+@pytest.mark.skipif(
+    library.unavailable() is not None, reason='no compiler for the kernels'
+)
+def test_wheel_with_kernels_serves_every_python(unpacked, tmp_path):
+    wheel = build_wheel(unpacked, tmp_path / 'wheels')
+    assert '-py3-none-' in wheel.name and '-any' not in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    kernels = tmp_path / 'transmamba_mm' / 'ops' / 'native' / build.LIBRARY
+    assert library._open(kernels) is not None
+
+
+def test_wheel_without_a_compiler(unpacked, tmp_path):
+    wheel = build_wheel(unpacked, tmp_path, CXX='no-such-compiler')
+    assert wheel.name.endswith('-py3-none-any.whl')
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (metadata,) = (n for n in names if n.endswith('/METADATA'))
@@ -96,6 +117,8 @@ def test_wheel_built_from_the_sdist(unpacked, tmp_path):
     for name in (
         'transmamba_mm/__init__.py',
         'transmamba_mm/utils/cli.py',
+        'transmamba_mm/ops/native/csrc/abi.h',
+        'transmamba_mm/ops/native/csrc/entry.cpp',
         'transmamba_mm/.mim/configs/one/one.py',
         'transmamba_mm/.mim/configs/one/metafile.yml',
         'transmamba_mm/.mim/tools/train.py',

@@ -4,10 +4,12 @@
 import platform
 import stat
 import sys
+import warnings
 
 import pytest
 import torch
 
+from transmamba_mm.ops.backends import cpu
 from transmamba_mm.ops.native import build, library
 
 needs_kernels = pytest.mark.skipif(
@@ -129,3 +131,13 @@ def test_openmp_runtime_is_shared_with_pytorch():
         mapped = {line.split()[-1] for line in maps if 'gomp' in line}
     # scikit-learn brings one of its own.
     assert len([name for name in mapped if 'scikit' not in name]) <= 1
+
+
+def test_one_warning_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(library, 'unavailable', lambda: 'no compiler; get one')
+    cpu._warn.cache_clear()
+    with pytest.warns(UserWarning, match='C.. kernel, because: no compiler'):
+        cpu.probe()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert cpu.probe() == 'no compiler; get one'

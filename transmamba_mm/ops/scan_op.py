@@ -15,16 +15,18 @@ from typing import Optional
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
 from .backends import reference
 from .backends.problem import ScanProblem
 from .order_tables import checked_orders
 
+# The tracer of TorchScript knows no bool[]: hence int[].
 _INPUTS = (
     'Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D,'
     ' Tensor? z, Tensor? delta_bias, bool delta_softplus, Tensor? orders,'
-    ' bool[] reverse, bool by_step, bool merge'
+    ' int[] reverse, bool by_step, bool merge'
 )
 _TENSORS = 8  # of which the gradients may be asked for
 
@@ -50,7 +52,7 @@ def problem(
     delta_bias: Optional[Tensor],
     delta_softplus: bool,
     orders: Optional[Tensor],
-    reverse: list[bool],
+    reverse: list[int],
     by_step: bool,
     merge: bool,
 ) -> ScanProblem:
@@ -70,7 +72,7 @@ def problem(
         else delta_bias.unsqueeze(0),
         delta_softplus,
         orders,
-        tuple(reverse),
+        tuple(map(bool, reverse)),
         by_step,
         merge,
     )
@@ -170,12 +172,7 @@ def _forward(*args):
     *inputs, keep, backend = args
     p = problem(*inputs)
     name = dispatch.requested(backend)
-    module = dispatch.choose(name, p, keep)
-    if keep and getattr(module, 'DIFFERENTIABLE', False):
-        raise RuntimeError(
-            'this scan backend has no backward pass under torch.compile '
-            'unless it is chosen by the argument backend='
-        )
+    module = _module(name, p, keep)
     p = _with_checked_orders(p)
     if p.u.numel() == 0:
         out, last = p.new_out(), p.new_last_state().zero_()
@@ -184,6 +181,17 @@ def _forward(*args):
         with _no_autocast(p.u.device.type):
             out, last, states = module.forward(p, keep)
     return _public_out(out, p.merge), last, states
+
+
+def _module(name: str, p: ScanProblem, keep: bool):
+    """Choose the backend of the operator's forward pass."""
+    module = dispatch.choose(name, p, keep)
+    if keep and getattr(module, 'DIFFERENTIABLE', False):
+        raise RuntimeError(
+            'this scan backend has no backward pass under torch.compile '
+            'unless it is chosen by the argument backend='
+        )
+    return module
 
 
 def _public_out(out: Tensor, merge: bool) -> Tensor:
@@ -210,7 +218,7 @@ def _fake_forward(*args):
         name = dispatch.requested(backend)
         if name == dispatch.FASTEST:  # nothing can be measured here
             name = dispatch.FIRST
-        shape = dispatch.choose(name, p, keep).states_shape(p)
+        shape = _module(name, p, keep).states_shape(p)
     out, last = p.new_out(), p.new_last_state()
     out = out.squeeze(1) if p.merge else out
     return out.mT, last, last.new_empty(shape)
@@ -328,6 +336,22 @@ torch.library.register_autograd(
     _refuse_second_derivative,
     lib=_lib,
 )
+
+
+@register_flop_formula(torch.ops.transmamba_mm.selective_scan)
+def _flops(u, delta, A, *args, **kwargs) -> int:
+    """Operations of K scans: two per multiplication and addition.
+
+    As in the official implementations, a scan of L tokens, D channels and N
+    states counts 9 L D N multiply-accumulates, and L D for each of the skip
+    and the gate.
+    """
+    D, z = args[2:4]
+    K = len(args[7])
+    tokens = K * u[0] * u[-2] * u[-1]
+    per_token = 9 * A[-1] + (D is not None) + (z is not None)
+    return 2 * tokens * per_token
+
 
 _scan = torch.ops.transmamba_mm.selective_scan.default
 

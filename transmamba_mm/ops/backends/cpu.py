@@ -8,7 +8,9 @@ followed inside the kernel.  The backward pass keeps the state before every
 32nd step, N / 32 times the memory of ``u``, and computes the others again.
 """
 
+import functools
 import math
+import warnings
 from typing import Optional
 
 import torch
@@ -25,7 +27,19 @@ MOST_CHANNELS = 384
 
 def probe() -> Optional[str]:
     """Tell why the backend cannot be used, and what to do; None if it can."""
-    return library.unavailable()
+    reason = library.unavailable()
+    if reason is not None:
+        _warn(reason)
+    return reason
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f'Selective scans on CPU run in PyTorch operations, which takes about '
+        f'seven times as long as the C++ kernel, because: {reason}',
+        stacklevel=2,
+    )
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> bool:

@@ -52,8 +52,8 @@ class ScanProblem(NamedTuple):
         delta_softplus: whether the step sizes pass through softplus, which
             is the identity above 20.
         orders: int32, (K, L), contiguous, or None.  Each row was checked to
-            be a permutation, except on devices where reading it would wait
-            for the device.
+            be a permutation.  It is a copy that nobody changes, the same
+            tensor for the same orders.
         reverse: K bools.
         by_step: whether ``delta``, ``B`` and ``C`` are indexed by step
             instead of by token.

@@ -4,7 +4,9 @@
 One program, of one warp if possible, scans ``BD`` channels of one group of
 one (sample, direction) pair, step after step.  Its state is a tile of
 (``BN``, ``BD``) values in registers.  What a step reads does not depend on
-the state, so that reads of ``CH`` steps are issued together.
+the state, so the reads of ``CH`` steps come first: the compiler cannot move
+them above writes, and waiting for memory at each step would cost more than
+the step.
 
 Triton derives from the widest access to a tile how the tile is spread over
 the threads:
@@ -15,8 +17,8 @@ the threads:
   once, which is why ``A_sn`` and ``tile_size`` are not specialized;
 * backward: four channels and N / 4 states per thread, because it also sums
   over the channels.  This takes 48 shuffles per step and 32 channels, where
-  one channel per thread would take 160.  All tiles it reads or writes look
-  the same, lest the compiler settle for another.
+  one channel per thread would take 160.  All tiles that it reads or writes
+  are stored alike, lest the compiler choose another way.
 
 Beyond the last step, the last step's inputs are read again with a step size
 and an output gradient of 0, which is cheaper than masks.
@@ -67,7 +69,7 @@ def _step_size(
     raw, shift, valid, SOFTPLUS: tl.constexpr, EVEN_L: tl.constexpr
 ):
     """Return the step size, 0 beyond the end, and its derivative."""
-    x = raw + shift
+    x = raw.to(tl.float32) + shift
     slope = tl.zeros_like(x) + 1.0
     if SOFTPLUS:
         x, slope = _softplus(x)
@@ -84,7 +86,7 @@ def _read(x, mask, MASKED: tl.constexpr):
 
 @triton.jit
 def _read_row(x, offset, n, stride, N: tl.constexpr, ALIGN: tl.constexpr):
-    """Read the N weights at an offset, zeros beyond; see ``alignment``."""
+    """Read the N weights at an offset; ALIGN bytes divide its address."""
     row = tl.multiple_of(x + offset, ALIGN)
     return _read(row + n * stride, n < N, n.shape[0] != N)
 
@@ -101,6 +103,7 @@ def _read_vector(x, offset, mask, MASKED: tl.constexpr):
 @triton.jit
 def _advance(h, a, dt, x, B_t, n, N: tl.constexpr):
     """Return the state after one more step."""
+    B_t = B_t.to(tl.float32)
     h = tl.exp2(dt[None, :] * a) * h + B_t[:, None] * (dt * x)[None, :]
     if n.shape[0] != N:  # an infinite dt must not reach what is not there
         h = tl.where((n < N)[:, None], h, 0.0)
@@ -258,9 +261,8 @@ def scan_forward(
         places = ()
         ys = ()
         for i in tl.static_range(CH):
-            p, q = _token(
-                c * CH + i, length, is_reversed, order, BY_STEP, WIDE
-            )
+            t = c * CH + i
+            p, q = _token(t, length, is_reversed, order, BY_STEP, WIDE)
             xs = xs + (_read(u + p * u_sl, in_d, not EVEN_D),)
             steps = steps + (_read(delta + q * delta_sl, in_d, not EVEN_D),)
             if z is not None:
@@ -268,15 +270,11 @@ def scan_forward(
             places = places + ((p, q),)
         for i in tl.static_range(CH):
             p, q = places[i]
-            B_t = _read_row(B, q * B_sl, n, B_sn, N, ALIGN_B).to(tl.float32)
+            B_t = _read_row(B, q * B_sl, n, B_sn, N, ALIGN_B)
             C_t = _read_row(C, q * C_sl, n, C_sn, N, ALIGN_C).to(tl.float32)
             x = xs[i].to(tl.float32)
             dt, _ = _step_size(
-                steps[i].to(tl.float32),
-                shift,
-                c * CH + i < length,
-                SOFTPLUS,
-                EVEN_L,
+                steps[i], shift, c * CH + i < length, SOFTPLUS, EVEN_L
             )
             h = _advance(h, a, dt, x, B_t, n, N)
             y = tl.sum(h * C_t[:, None], axis=0)
@@ -375,7 +373,7 @@ def scan_backward(
     if WIDE:
         n = n.to(tl.int64)
     D_all = channels * G
-    wide = (b * K + k) * length * D_all + d
+    tokens = (b * K + k) * length * D_all + d
     u += b * u_sb + k * u_sk + d * u_sd
     delta += b * delta_sb + k * delta_sk + d * delta_sd
     grad_out += b * grad_sb + k * grad_sk + d * grad_sd
@@ -390,19 +388,10 @@ def scan_backward(
     shift = _read_vector(delta_bias, k * delta_bias_sk + d, in_d, not EVEN_D)
     chunks = tl.cdiv(length, CH)
     pid = tl.program_id(0).to(tl.int64)
+    rows = pid * length * N + n
     cells = n[:, None] * BD + tl.arange(0, BD)[None, :]
     states += pid * tl.cdiv(chunks, SPAN) * (BN * BD)
     a = tl.load(states + cells)
-    if grad_u is not None:
-        grad_u += wide
-    if grad_delta is not None:
-        grad_delta += wide
-    if grad_z is not None:
-        grad_z += wide
-    if grad_B is not None:
-        grad_B += pid * length * N
-    if grad_C is not None:
-        grad_C += pid * length * N
 
     dh = tl.zeros((BN, BD), tl.float32)
     sum_A = tl.zeros((BN, BD), tl.float32)
@@ -413,13 +402,15 @@ def scan_backward(
         kept = c // SPAN
         h = tl.load(states + kept.to(tl.int64) * (BN * BD) + cells)
         h = tl.where(kept > 0, h, 0.0)
-        for t in range(kept * SPAN * CH, c * CH):
-            p, q = _token(t, length, is_reversed, order, BY_STEP, WIDE)
-            x = _read(u + p * u_sl, in_d, not EVEN_D).to(tl.float32)
-            raw = _read(delta + q * delta_sl, in_d, not EVEN_D).to(tl.float32)
-            dt, _ = _step_size(raw, shift, True, SOFTPLUS, True)
-            B_t = _read_row(B, q * B_sl, n, B_sn, N, ALIGN_B).to(tl.float32)
-            h = _advance(h, a, dt, x, B_t, n, N)
+        for r in range(kept * SPAN, c):
+            for i in tl.static_range(CH):
+                t = r * CH + i
+                p, q = _token(t, length, is_reversed, order, BY_STEP, WIDE)
+                x = _read(u + p * u_sl, in_d, not EVEN_D).to(tl.float32)
+                raw = _read(delta + q * delta_sl, in_d, not EVEN_D)
+                dt, _ = _step_size(raw, shift, True, SOFTPLUS, True)
+                B_t = _read_row(B, q * B_sl, n, B_sn, N, ALIGN_B)
+                h = _advance(h, a, dt, x, B_t, n, N)
         hs = (h,)
         xs = ()
         dys = ()
@@ -429,20 +420,17 @@ def scan_backward(
         steps = ()
         slopes = ()
         for i in tl.static_range(CH):
-            p, q = _token(
-                c * CH + i, length, is_reversed, order, BY_STEP, WIDE
-            )
+            t = c * CH + i
+            p, q = _token(t, length, is_reversed, order, BY_STEP, WIDE)
             dys = dys + (_read(grad_out + p * grad_sl, in_d, not EVEN_D),)
             if z is not None:
                 gates = gates + (_read(z + p * z_sl, in_d, not EVEN_D),)
             Cs = Cs + (_read_row(C, q * C_sl, n, C_sn, N, ALIGN_C),)
             places = places + ((p, q),)
             x = _read(u + p * u_sl, in_d, not EVEN_D).to(tl.float32)
-            raw = _read(delta + q * delta_sl, in_d, not EVEN_D).to(tl.float32)
-            dt, slope = _step_size(
-                raw, shift, c * CH + i < length, SOFTPLUS, EVEN_L
-            )
-            B_t = _read_row(B, q * B_sl, n, B_sn, N, ALIGN_B).to(tl.float32)
+            raw = _read(delta + q * delta_sl, in_d, not EVEN_D)
+            dt, slope = _step_size(raw, shift, t < length, SOFTPLUS, EVEN_L)
+            B_t = _read_row(B, q * B_sl, n, B_sn, N, ALIGN_B)
             h = _advance(h, a, dt, x, B_t, n, N)
             hs = hs + (h,)
             xs = xs + (x,)
@@ -465,18 +453,19 @@ def scan_backward(
                 if grad_z is not None:
                     y = tl.sum(hs[i + 1] * C_t[:, None], axis=0) + skip * x
                     y *= dy * slope * (1.0 + gate * (1.0 - slope))
-                    tl.store(grad_z + p * D_all, y, mask=store)
+                    tl.store(grad_z + tokens + p * D_all, y, mask=store)
                 dy *= gate * slope
             if grad_C is not None:
                 dC = tl.sum(hs[i + 1] * dy[None, :], axis=1)
-                tl.store(grad_C + q * N + n, dC, mask=in_n & valid)
+                tl.store(grad_C + rows + q * N, dC, mask=in_n & valid)
             dh += C_t[:, None] * dy[None, :]
             if grad_B is not None:
                 dB = tl.sum(dh * (dt * x)[None, :], axis=1)
-                tl.store(grad_B + q * N + n, dB, mask=in_n & valid)
+                tl.store(grad_B + rows + q * N, dB, mask=in_n & valid)
             dBx = tl.sum(dh * B_t[:, None], axis=0)
             if grad_u is not None:
-                tl.store(grad_u + p * D_all, dBx * dt + skip * dy, mask=store)
+                du = dBx * dt + skip * dy
+                tl.store(grad_u + tokens + p * D_all, du, mask=store)
             if grad_D is not None:
                 sum_D += dy * x
             decay = tl.exp2(dt[None, :] * a)
@@ -494,7 +483,9 @@ def scan_backward(
                 if grad_delta_bias is not None:
                     sum_bias += ddelta
                 if grad_delta is not None:
-                    tl.store(grad_delta + q * D_all, ddelta, mask=store)
+                    tl.store(
+                        grad_delta + tokens + q * D_all, ddelta, mask=store
+                    )
     if grad_A is not None:
         tl.store(grad_A + pid * (BN * BD) + cells, sum_A)
     row = (b * K + k) * D_all + d

@@ -13,7 +13,9 @@ with K times the steps in a row; atomic sums would depend on the order of
 execution.  So results do not change from run to run.
 
 Nothing here was timed on a GPU: :func:`tiling` rests on what the compiler
-reports (registers, spills, shuffles).
+reports (registers, spills, shuffles).  Steps are taken one after the other,
+so that little B * K * D leaves a GPU idle: below about four warps per
+multiprocessor, the length should be cut up as well, which is not implemented.
 """
 
 import math
@@ -57,17 +59,17 @@ class Tiling(NamedTuple):
 def tiling(N: int, channels: int, scans: int) -> Tiling:
     """Choose the sizes of tiles.  The one place to tune.
 
-    * A warp has at most 16 values per thread and tile.  The backward pass
-      then holds five tiles and those of CH = 4 steps in 255 registers without
-      spilling (CH = 8: 900 bytes spilled).  Small N can afford CH = 8.
-    * One warp per program as long as it can have 16 channels, half a sector
-      of memory in bfloat16: sums then need no exchange between warps.  One
-      warp of 32 channels is best, for N = 16.
+    * A thread has at most 16 values of each tile.  The backward pass holds
+      those of CH = 4 steps and four more in 255 registers and spills 30 to
+      200 bytes (with CH = 8, 900 bytes).  N <= 4 can afford CH = 8.
+    * One warp per program as long as that leaves 16 channels, a sector of
+      memory in bfloat16: sums then need no exchange between warps.
     * A state is kept in memory every 8 steps, which takes N / 8 times the
       memory of ``u`` in float32.  To get from there to the second half of
-      the 8 steps, 4 steps are computed a third time.
-    * N = 1 is bound by memory.  With 64 channels, two per thread, there is
-      more to read at a time; but only if enough warps remain.
+      the 8 steps, the first half is computed a third time.
+    * N = 1 is bound by memory.  With 64 channels, two per thread, there are
+      a quarter fewer instructions per channel, but half the warps; 1024 of
+      them must remain.
 
     Args:
         N: number of states.
@@ -79,7 +81,7 @@ def tiling(N: int, channels: int, scans: int) -> Tiling:
     """
     BN = _power_of_2(N)
     BD = 32 if BN <= 16 else 16
-    if BN == 1 and scans >= 64 * 1024:
+    if BN == 1 and scans >= 1024 * 64:
         BD = 64
     BD = min(BD, max(16, _power_of_2(channels)))
     few = BN * BD <= 128
