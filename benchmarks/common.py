@@ -56,41 +56,51 @@ def interleaved(
     slow_seconds: float = 1.0,
     slow_rounds: int = 3,
     once_seconds: float = math.inf,
+    sample_seconds: float = 0.1,
 ) -> dict[str, float]:
     """Time the candidates in turn.
 
+    A sample is the mean of as many runs as fill ``sample_seconds``, so that
+    a fast candidate is timed in its own caches, as slow ones are, and not in
+    those that the candidate before it has left.
+
     Args:
         candidates: name -> function of no arguments.
-        rounds: times each runs after one warm-up.  Default 9.
-        slow_seconds: a candidate whose warm-up takes longer runs only
+        rounds: samples of each, after one warm-up.  Default 9.
+        slow_seconds: a candidate whose warm-up takes longer is sampled only
             ``slow_rounds`` times.  Default 1.
         slow_rounds: see above.  Default 3.
         once_seconds: a candidate whose warm-up takes longer does not run
             again: the warm-up counts.  Default infinity.
+        sample_seconds: least duration of a sample.  Default 0.1.
 
     Returns:
-        dict[str, float]: name -> median CPU milliseconds.
+        dict[str, float]: name -> median CPU milliseconds of one run.
     """
     times = {name: [] for name in candidates}
-    limits = {}
+    samples, runs = {}, {}
     for name, function in candidates.items():
         seconds = cpu_seconds(function)
-        limits[name] = slow_rounds if seconds > slow_seconds else rounds
+        samples[name] = slow_rounds if seconds > slow_seconds else rounds
         if seconds > once_seconds:
             times[name].append(seconds)
-            limits[name] = 0
+            samples[name] = 0
+        if seconds < sample_seconds:  # the first run is slower than the rest
+            seconds = cpu_seconds(function)
+        runs[name] = math.ceil(sample_seconds / max(seconds, 1e-6))
     for i in range(rounds):
         for name, function in candidates.items():
-            if i < limits[name]:
-                times[name].append(cpu_seconds(function))
+            if i < samples[name]:
+                times[name].append(cpu_seconds(function, runs[name]))
     return {k: 1e3 * statistics.median(v) for k, v in times.items()}
 
 
-def cpu_seconds(function: Callable[[], object]) -> float:
-    """CPU time of one run, of all threads."""
+def cpu_seconds(function: Callable[[], object], runs: int = 1) -> float:
+    """CPU time of one of ``runs`` runs, of all threads."""
     start = time.process_time()
-    function()
-    return time.process_time() - start
+    for _ in range(runs):
+        function()
+    return (time.process_time() - start) / runs
 
 
 def keep_memory() -> None:

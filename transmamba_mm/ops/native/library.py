@@ -141,7 +141,20 @@ def load() -> ctypes.CDLL:
             f'this processor does not have {wanted or "AVX2"}'
             + (f', which {ISA_VARIABLE} asks for' if wanted else '')
         )
+    _keep_freed_memory()
     return library
+
+
+def _keep_freed_memory() -> None:
+    """Spare the results of the kernels the cost of fresh pages.
+
+    The GNU C library hands freed memory back to the system above a threshold
+    that starts low, and fresh pages then cost as much as a scan.  It raises
+    the threshold to twice the size of the largest block of up to 32 MiB that
+    it has freed.  Any training run gets there; this does so at once, with a
+    block that is never touched and so takes no memory.
+    """
+    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
 
 
 def isa() -> str:
