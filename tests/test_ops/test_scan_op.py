@@ -155,6 +155,10 @@ def test_compiled_module_of_dynamic_shape(backend, fresh):
     assert fresh['stats']['unique_graphs'] == 2
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith('2.4.'),
+    reason='the compiler of PyTorch 2.4 cannot trace questions on autocast',
+)
 @pytest.mark.filterwarnings('ignore')
 def test_compiled_function_with_the_loop(fresh):
     """An explicit reference is traced, and has double derivatives."""

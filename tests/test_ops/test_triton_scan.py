@@ -265,7 +265,7 @@ def interpret():
 @pytest.fixture(scope='module')
 def interpreted():
     """Results of interpret(), from a process of its own."""
-    pytest.importorskip('triton')
+    pytest.importorskip('triton', minversion='3.3')
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', __file__],
         env={
@@ -367,7 +367,7 @@ def ptxas(ptx, folder):
 @pytest.mark.parametrize('N', [1, 16])
 def test_compiled_kernels(N, dtype, capability, monkeypatch, tmp_path):
     """What the sizes of tiles were chosen for still holds."""
-    pytest.importorskip('triton')
+    pytest.importorskip('triton', minversion='3.3')
     if triton_scan._interpreted():
         pytest.skip('kernels are interpreted')
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
@@ -400,7 +400,7 @@ def test_compiled_kernels(N, dtype, capability, monkeypatch, tmp_path):
     ],
 )
 def test_other_kernels_compile(replace, monkeypatch, tmp_path):
-    pytest.importorskip('triton')
+    pytest.importorskip('triton', minversion='3.3')
     if triton_scan._interpreted():
         pytest.skip('kernels are interpreted')
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
