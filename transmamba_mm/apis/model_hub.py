@@ -9,12 +9,13 @@ Importing ``transmamba_mm`` is enough::
     list_models('*pmamba*')
     model = get_model('pmamba-tiny_8xb64-300e_cifar100')
 
-A name of ``configs/plain_mamba`` gives an ``ImageClassifier``. A distillation
-config gives the whole :class:`~transmamba_mm.distill.TransMambaDistill`,
-because mmpretrain builds ``cfg.model`` as it is: calling it runs the student,
-``model.student`` is the student alone, and the teacher has random weights, as
-its checkpoint is read when training starts. No config has pretrained weights;
-your own load with ``get_model(name, pretrained='path/to/student.pth')``.
+A name of ``configs/plain_mamba`` or ``configs/vim`` gives an
+``ImageClassifier``. A distillation config gives the whole
+:class:`~transmamba_mm.distill.TransMambaDistill`, because mmpretrain builds
+``cfg.model`` as it is: calling it runs the student, ``model.student`` is the
+student alone, and the teacher has random weights, as its checkpoint is read
+when training starts. No config has pretrained weights; your own load with
+``get_model(name, pretrained='path/to/student.pth')``.
 """
 
 from functools import cache

@@ -14,6 +14,7 @@ from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
 from torch import Tensor, nn
 
 from transmamba_mm.models import MambaBackbone, find_mamba_backbone
+from transmamba_mm.models.class_tokens import split_class_tokens
 from transmamba_mm.registry import TASK_UTILS
 
 from .records import TapRecord
@@ -286,11 +287,14 @@ class DirectionTapsRecorder(BaseRecorder):
 
         record = TapRecord(layer, direction, tokens, grid, scan_order)
         if self.tap == 'residual':
-            stream = self._block_inputs[layer]
-            extra = stream.shape[1] - tokens.shape[1]
-            if extra:
+            _, stream = split_class_tokens(
+                self._block_inputs[layer], backbone.class_token_slots(*grid)
+            )
+            if stream.shape[1] != tokens.shape[1]:
                 raise ValueError(
-                    "tap='residual' supports students without class tokens"
+                    f"tap='residual' supports students without class tokens, "
+                    f'or that say by class_token_slots where they stand; '
+                    f'{type(backbone).__name__} has more tokens than it says'
                 )
             stream = stream.index_select(1, record.order())
             record = record.with_tokens(tokens + stream)

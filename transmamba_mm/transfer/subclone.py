@@ -13,6 +13,7 @@ from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
 from transmamba_mm.models import MambaBackbone, find_mamba_backbone
+from transmamba_mm.models.class_tokens import join_class_tokens
 
 from .families import TeacherWeights, TransferError
 from .importance import axis_name, score_channels, select
@@ -298,15 +299,29 @@ class Subcloner:
         entry.index = tuple(index) if rule == 'leading' else None
 
     def _fit_positions(self, value: Tensor, size: int) -> tuple[Tensor, str]:
-        """Drops class slots of a position embedding and resizes its grid."""
-        value = value[:, self.teacher.num_extra_tokens :]
+        """Resizes the grid of a position embedding to the student's.
+
+        The student's class tokens get the position of the teacher's, or
+        zero where the teacher adds none to it.
+        """
+        teacher_extra = self.teacher.num_extra_tokens
+        classes, patches = value[:, :teacher_extra], value[:, teacher_extra:]
         extra = self.backbone.num_extra_tokens
         grid = self.backbone.patch_embed.init_out_size
-        if value.shape[1] == size - extra:
-            return value, ''
-        source = self.teacher.grid
-        value = resize_pos_embed(value, source, grid, 'bicubic', 0)
-        return value, '{}x{} to {}x{}'.format(*source, *grid)
+        note = ''
+        if patches.shape[1] != size - extra:
+            source = self.teacher.grid
+            patches = resize_pos_embed(patches, source, grid, 'bicubic', 0)
+            note = '{}x{} to {}x{}'.format(*source, *grid)
+        if extra:
+            if not teacher_extra:
+                classes = patches.new_zeros(1, 1, patches.shape[2])
+            patches = join_class_tokens(
+                classes[:, :1].expand(-1, extra, -1),
+                patches,
+                self.backbone.class_token_slots(*grid),
+            )
+        return patches, note
 
     @staticmethod
     def _drop_orphan_biases(entries: list[TransferEntry]) -> None:

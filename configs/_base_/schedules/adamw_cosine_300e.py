@@ -30,6 +30,7 @@ optim_wrapper = dict(
             '.pos_embed': dict(decay_mult=0.0),
             '.cls_token': dict(decay_mult=0.0),
             '.A_log': dict(decay_mult=0.0),
+            '.A_b_log': dict(decay_mult=0.0),
             '.direction_Bs': dict(decay_mult=0.0),
         },
     ),

@@ -18,6 +18,7 @@ from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..class_tokens import join_class_tokens, split_class_tokens
 from ..layers import DirectionTaps
 from ..layers.taps import Grid
 from ..scan_orders import scan_order
@@ -35,13 +36,15 @@ class MambaBackbone(BaseModule):
             direction.
         layer_dims (tuple[int, ...]): Width ``d_model`` of each mixer, in
             depth order.
-        num_extra_tokens (int): Class tokens in the token sequence.
+        num_extra_tokens (int): Class tokens in the token sequence; see
+            :meth:`class_token_slots` for where they stand.
         PARAM_ROLES (tuple[tuple[str, str], ...]): ``(pattern, role)`` pairs.
             The first regular expression that matches a parameter name in
             full gives its role in the vocabulary of
             :mod:`transmamba_mm.transfer.roles`; ``\\1`` in the role stands
             for the first group. Parameters without a role stay fresh.
         OUT_TYPES (tuple[str, ...]): Supported ``out_type`` values.
+        FINAL_NORM (str): Attribute of the norm after the last layer.
 
     Args:
         out_indices (Sequence[int] | int): Layers whose output is returned;
@@ -61,6 +64,7 @@ class MambaBackbone(BaseModule):
     num_extra_tokens: int = 0
     PARAM_ROLES: ClassVar[tuple[tuple[str, str], ...]] = ()
     OUT_TYPES: ClassVar[tuple[str, ...]] = ('raw', 'featmap', 'avg_featmap')
+    FINAL_NORM: ClassVar[str] = 'ln1'
 
     def __init__(
         self,
@@ -108,6 +112,15 @@ class MambaBackbone(BaseModule):
             without class tokens.
         """
         return scan_order(direction, *grid)
+
+    def class_token_slots(self, *grid: int) -> tuple[int, ...]:
+        """Where class tokens stand among the tokens, ascending.
+
+        Token sequences and ``pos_embed`` hold the patches in raster order
+        with the class tokens put in at these indices. A backbone with class
+        tokens defines this and :meth:`class_token_positions`.
+        """
+        return ()
 
     def class_token_positions(
         self, direction: str, *grid: int
@@ -166,17 +179,26 @@ class MambaBackbone(BaseModule):
         side = int((loaded.shape[1] - self.num_extra_tokens) ** 0.5)
         if side * side + self.num_extra_tokens != loaded.shape[1]:
             return  # not square: let the strict load report the shapes
+        grid = self.patch_embed.init_out_size
         print_log(
             f'resize {name} from {side}x{side} to '
-            f'{"x".join(map(str, self.patch_embed.init_out_size))} tokens',
+            f'{"x".join(map(str, grid))} tokens',
             logger='current',
         )
-        state_dict[name] = resize_pos_embed(
-            loaded,
-            (side, side),
-            self.patch_embed.init_out_size,
-            'bicubic',
-            self.num_extra_tokens,
+        state_dict[name] = self._resize_positions(loaded, (side, side), grid)
+
+    def _resize_positions(
+        self, positions: Tensor, source: Grid, target: Grid
+    ) -> Tensor:
+        """Stretches a position embedding; class tokens keep theirs."""
+        if tuple(source) == tuple(target):
+            return positions
+        classes, patches = split_class_tokens(
+            positions, self.class_token_slots(*source)
+        )
+        patches = resize_pos_embed(patches, source, target, 'bicubic', 0)
+        return join_class_tokens(
+            classes, patches, self.class_token_slots(*target)
         )
 
     def _freeze_stages(self) -> None:
@@ -187,13 +209,14 @@ class MambaBackbone(BaseModule):
         # Dropout in front of frozen layers stops, too, as in mmpretrain.
         frozen.append(getattr(self, 'drop_after_pos', None))
         if self.frozen_stages >= len(self.layers):
-            frozen.append(self.ln1)
+            frozen.append(getattr(self, self.FINAL_NORM))
         for module in frozen:
             if module is not None:
                 module.eval()
                 module.requires_grad_(False)
-        if getattr(self, 'pos_embed', None) is not None:
-            self.pos_embed.requires_grad_(False)
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.startswith(('pos_embed', 'cls_token')):
+                parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'MambaBackbone':
         """Sets the mode; frozen parts and frozen norms stay in eval mode."""

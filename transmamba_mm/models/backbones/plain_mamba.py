@@ -19,7 +19,7 @@ import torch
 from mmcv.cnn.bricks import DropPath
 from mmcv.cnn.bricks.transformer import FFN, PatchEmbed
 from mmengine.model import BaseModule, ModuleList
-from mmpretrain.models.utils import build_norm_layer, resize_pos_embed
+from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
 
 from transmamba_mm.registry import MODELS
@@ -310,12 +310,8 @@ class PlainMamba(MambaBackbone):
             ``out_type`` says.
         """
         x, grid = self.patch_embed(x)
-        x = x + resize_pos_embed(
-            self.pos_embed,
-            self.patch_embed.init_out_size,
-            grid,
-            mode='bicubic',
-            num_extra_tokens=0,
+        x = x + self._resize_positions(
+            self.pos_embed, self.patch_embed.init_out_size, grid
         )
         x = self.drop_after_pos(x)
         last = len(self.layers) - 1

@@ -1,15 +1,18 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+from .bidirectional_mixer import BidirectionalMixer
 from .linear import Linear
 from .norm import RMSNorm
-from .patch_embed import ConvPatchEmbed
+from .patch_embed import ConvPatchEmbed, OverlapPatchEmbed
 from .plain_mamba_mixer import PlainMambaMixer
 from .taps import DirectionTap, DirectionTaps
 
 __all__ = [
+    'BidirectionalMixer',
     'ConvPatchEmbed',
     'DirectionTap',
     'DirectionTaps',
     'Linear',
+    'OverlapPatchEmbed',
     'PlainMambaMixer',
     'RMSNorm',
 ]

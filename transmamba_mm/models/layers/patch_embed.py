@@ -1,5 +1,5 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""PlainMamba's convolutional patch embedding."""
+"""The patch embeddings of PlainMamba and of Vim."""
 
 from typing import Union
 
@@ -80,4 +80,59 @@ class ConvPatchEmbed(BaseModule):
         """
         x = self.convs(self.stem(x))
         x = self.projection(self.adaptive_padding(x))
+        return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])
+
+
+class OverlapPatchEmbed(BaseModule):
+    """One convolution, whose patches may overlap.
+
+    Source: Vim (arXiv 2401.09417), ``PatchEmbed``. The grid is
+    ``(H - p) // stride + 1`` times the same of W; as in the original there
+    is no padding, so pixels beyond the last whole patch are not seen.
+
+    Args:
+        in_channels (int): Image channels. Defaults to 3.
+        embed_dims (int): Token width. Defaults to 192.
+        patch_size (int): Side of a patch in pixels. Defaults to 16.
+        stride (int): Pixels between patches. Defaults to 16.
+        input_size (int | tuple[int, int]): Image (H, W) for which
+            ``init_out_size`` is computed. Defaults to 224.
+
+    Raises:
+        ValueError: If the image is smaller than a patch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        embed_dims: int = 192,
+        patch_size: int = 16,
+        stride: int = 16,
+        input_size: Union[int, tuple[int, int]] = 224,
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, stride)
+        size = to_2tuple(input_size)
+        self._check_size('img_size', size)
+        self.init_out_size = tuple(
+            (side - patch_size) // stride + 1 for side in size
+        )
+
+    def _check_size(self, name: str, size: tuple[int, int]) -> None:
+        if min(size) < self.patch_size:
+            raise ValueError(
+                f'{name} {size[0]}x{size[1]} is smaller than a patch of '
+                f'{self.patch_size}x{self.patch_size}: use larger images or a '
+                f'smaller patch_size'
+            )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Embeds images (B, C, H, W).
+
+        Returns:
+            tuple: Tokens (B, h*w, embed_dims) in raster order, and (h, w).
+        """
+        self._check_size('an image of', tuple(x.shape[2:]))
+        x = self.proj(x)
         return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])

@@ -24,6 +24,7 @@ from transmamba_mm.ops import linear, multi_scan
 
 from ..scan_orders import scan_order
 from .linear import Linear
+from .ssm_init import decay_rates, init_step_sizes, widened
 from .taps import DirectionTaps
 
 # Rows of `direction_Bs`, by the move (rows, columns) that led to a step. The
@@ -148,9 +149,7 @@ class PlainMambaMixer(nn.Module):
             self.d_inner, self.dt_rank + 2 * d_state, bias=False
         )
         self.dt_proj = Linear(self.dt_rank, self.d_inner)
-        self.A_log = nn.Parameter(
-            torch.arange(1.0, d_state + 1).log().repeat(self.d_inner, 1)
-        )
+        self.A_log = decay_rates(self.d_inner, d_state)
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.direction_Bs = nn.Parameter(torch.empty(5, d_state))
         self.out_proj = Linear(self.d_inner, embed_dims, bias=bias)
@@ -160,18 +159,8 @@ class PlainMambaMixer(nn.Module):
             else None
         )
         self.taps = DirectionTaps(self.directions)
-        self._init_ssm(dt_min, dt_max)
-
-    def _init_ssm(self, dt_min: float, dt_max: float) -> None:
         nn.init.trunc_normal_(self.direction_Bs, std=0.02)
-        bound = self.dt_rank**-0.5
-        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
-        span = math.log(dt_max) - math.log(dt_min)
-        dt = torch.exp(torch.rand(self.d_inner) * span + math.log(dt_min))
-        dt.clamp_(min=1e-4)
-        with torch.no_grad():
-            # The inverse of softplus, so that the first steps are `dt`.
-            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        init_step_sizes(self.dt_proj, dt_min, dt_max)
 
     def _project_out(self, inner: Tensor) -> Tensor:
         """``out_proj`` without its bias: what one direction contributes."""
@@ -232,16 +221,14 @@ class PlainMambaMixer(nn.Module):
             [self.dt_rank, self.d_state, self.d_state], dim=-1
         )
         B = B.unsqueeze(1) + self.direction_Bs[moves]  # (B, K, L, N)
-        # At least float32, whatever the dtype of the module is.
-        wide = torch.promote_types(self.A_log.dtype, torch.float32)
         y = multi_scan(
             u.mT,
             self.dt_proj(dt).mT,
-            -torch.exp(self.A_log.to(wide)),
+            -torch.exp(widened(self.A_log)),
             B.mT,
             C.mT,
-            D=self.D.to(wide),
-            delta_bias=self.dt_proj.bias.to(wide),
+            D=widened(self.D),
+            delta_bias=widened(self.dt_proj.bias),
             delta_softplus=True,
             orders=orders,
             by_step=True,

@@ -1,0 +1,44 @@
+"""Vim's own ImageNet recipe, 300 epochs.
+
+Settings of the released training scripts of Vim-tiny: a learning rate of 5e-4
+per 512 images, here 1e-3 for 8 GPUs x 128; 5 epochs of warm-up from 1e-6,
+cosine to 1e-5, weight decay 0.1, of the state space as well, gradients not
+clipped. Repeated augmentation (``RepeatAugSampler``) and an EMA of the
+weights (``ema_hook``) are part of them.
+"""
+
+_base_ = './adamw_cosine_300e.py'
+
+optim_wrapper = dict(
+    optimizer=dict(lr=5e-4 * 1024 / 512, weight_decay=0.1),
+    paramwise_cfg=dict(
+        custom_keys={
+            '.A_log': dict(decay_mult=1.0),
+            '.A_b_log': dict(decay_mult=1.0),
+        }
+    ),
+    clip_grad=None,
+)
+
+param_scheduler = [
+    dict(
+        type='LinearLR',
+        start_factor=1e-3,
+        by_epoch=True,
+        begin=0,
+        end=5,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=1e-5,
+        by_epoch=True,
+        begin=5,
+        end=300,
+        convert_to_iter_based=True,
+    ),
+]
+
+ema_hook = dict(momentum=4e-5)
+
+auto_scale_lr = dict(base_batch_size=1024)

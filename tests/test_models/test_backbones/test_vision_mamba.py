@@ -1,0 +1,745 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Vim as a backbone: sizes, start values, outputs, contract, conventions."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import (
+    TINY_CLASSES,
+    build,
+    randomise,
+    save_teacher,
+    tiny_batch,
+    tiny_distiller,
+    tiny_teacher,
+    vit_cfg,
+)
+from mmpretrain.models.utils import resize_pos_embed
+from mmpretrain.registry import MODELS
+from torch import nn
+
+from transmamba_mm.distill import TransMambaDistill
+from transmamba_mm.distill.recorders import DirectionTapsRecorder
+from transmamba_mm.models import VisionMamba, convert_vim_state_dict
+from transmamba_mm.models.class_tokens import (
+    join_class_tokens,
+    split_class_tokens,
+)
+from transmamba_mm.transfer.families import read_teacher
+from transmamba_mm.transfer.ssm import build_ssm_source
+from transmamba_mm.transfer.subclone import Subcloner
+
+GOLDEN = Path(__file__).parents[2] / 'data' / 'golden'
+
+# float32 noise of one small forward pass, relative to values near one.
+CLOSE = dict(rtol=1e-4, atol=1e-5)
+# bfloat16 has eight bits of mantissa; a few layers lose some more.
+HALF_RELATIVE = {torch.bfloat16: 0.1, torch.float16: 0.02}
+# Two independent samples differ by at most this many standard errors.
+SIGMAS = 5.0
+# Extreme values of two samples, in standard deviations.
+EXTREME_SIGMAS = 2.0
+
+CLASS_TOKENS = ('middle', 'head', 'double', 'none')
+DIRECTIONS = ('raster', 'raster_reverse')
+
+
+def backbone(depth=2, seed=0, eval_mode=True, **kwargs):
+    kwargs.setdefault('arch', dict(embed_dims=16, num_layers=depth))
+    kwargs.setdefault('img_size', 16)
+    kwargs.setdefault('patch_size', 4)
+    kwargs['mixer_cfg'] = dict(d_state=4, **kwargs.get('mixer_cfg', {}))
+    if kwargs.get('class_token') == 'none':
+        kwargs.setdefault('out_type', 'avg_featmap')
+    torch.manual_seed(seed)
+    net = VisionMamba(**kwargs)
+    randomise(net, seed)
+    return net.eval() if eval_mode else net
+
+
+def classifier(arch, classes=1000, dims=192, **kwargs):
+    return dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=dict(type='transmamba.VisionMamba', arch=arch, **kwargs),
+        head=dict(type='LinearClsHead', num_classes=classes, in_channels=dims),
+    )
+
+
+def tiny_student(depth=2, dims=12, expand=2, **kwargs):
+    return classifier(
+        dict(embed_dims=dims, num_layers=depth, expand=expand),
+        TINY_CLASSES,
+        dims,
+        img_size=16,
+        patch_size=4,
+        mixer_cfg=dict(d_state=4),
+        **kwargs,
+    )
+
+
+def images(*size, batch=2):
+    return torch.randn(batch, 3, *size)
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+# ------------------------------------------------------ size and names
+
+
+@pytest.mark.parametrize(
+    ('arch', 'stride', 'expected'),
+    [
+        ('tiny', None, 6_955_008),
+        ('tiny', 8, 7_057_344),
+        ('small', None, 25_411_584),
+        ('small', 8, 25_616_256),
+        ('base', None, 96_829_440),
+        ('tiny-d12', None, 6_955_200),
+        ('small-d12', None, 25_411_968),
+    ],
+)
+def test_presets_have_the_published_number_of_parameters(
+    arch, stride, expected
+):
+    with torch.device('meta'):
+        net = VisionMamba(arch, stride=stride)
+    assert count(net) == expected
+
+
+@pytest.mark.parametrize(
+    ('arch', 'classes', 'dims', 'expected'),
+    [
+        ('tiny', 1000, 192, 7_148_008),
+        ('small', 1000, 384, 25_796_584),
+        ('base', 1000, 768, 97_598_440),
+        # The two readings of ViM-T and ViM-S in TransMamba's Table 1, which
+        # prints 7.0 and 25.5 M.
+        ('tiny', 100, 192, 6_974_308),
+        ('small', 100, 384, 25_450_084),
+        ('tiny-d12', 100, 192, 6_974_500),
+        ('small-d12', 100, 384, 25_450_468),
+    ],
+)
+def test_classifiers_have_the_published_number(arch, classes, dims, expected):
+    with torch.device('meta'):
+        assert count(MODELS.build(classifier(arch, classes, dims))) == expected
+
+
+def test_state_dict_of_tiny_is_the_official_one():
+    text = (GOLDEN / 'state_keys_vim_tiny.json').read_text()
+    expected = {}
+    for key, shape in json.loads(text).items():
+        for i in range(24) if '{i}' in key else [0]:
+            expected[key.replace('{i}', str(i))] = shape
+    assert len(expected) == 415
+    with torch.device('meta'):
+        model = MODELS.build(classifier('tiny'))
+    state = {k: list(v.shape) for k, v in model.state_dict().items()}
+    assert state == convert_vim_state_dict(expected)
+    assert state == convert_vim_state_dict(dict(model=expected))
+
+
+def test_start_values_are_the_official_ones():
+    stats = json.loads((GOLDEN / 'init_stats_vim.json').read_text())
+    (expected,) = stats.values()
+    model = MODELS.build(classifier('tiny'))
+    model.init_weights()
+    parameters = dict(model.backbone.named_parameters())
+    compared = {k: v for k, v in expected.items() if 'head.' not in k}
+    assert len(compared) == 22
+    for name, want in compared.items():
+        value = parameters[name].detach()
+        assert list(value.shape) == want['shape'], name
+        std = want['std']
+        if std == 0:
+            assert value.eq(want['mean']).all(), name
+            continue
+        error = std / math.sqrt(value.numel())
+        got = dict(
+            mean=value.mean().item(),
+            std=value.std().item(),
+            min=value.min().item(),
+            max=value.max().item(),
+        )
+        limits = dict(
+            # Both are samples, hence the root of two.
+            mean=SIGMAS * math.sqrt(2) * error,
+            std=SIGMAS * error,
+            min=EXTREME_SIGMAS * std,
+            max=EXTREME_SIGMAS * std,
+        )
+        for key, limit in limits.items():
+            assert abs(got[key] - want[key]) <= limit, (name, key, got, want)
+
+
+# -------------------------------------------------------------- outputs
+
+
+def test_class_tokens_are_joined_and_split():
+    patches = torch.arange(1.0, 6).view(1, 5, 1)
+    classes = torch.tensor([-1.0, -2.0]).view(1, 2, 1)
+    for slots in [(0, 1), (0, 6), (2, 5), (5, 6)]:
+        tokens = join_class_tokens(classes, patches, slots)
+        assert [tokens[0, slot, 0] for slot in slots] == [-1, -2]
+        left, right = split_class_tokens(tokens, slots)
+        assert left.equal(classes)
+        assert right.equal(patches)
+    assert join_class_tokens(classes[:, :0], patches, ()).equal(patches)
+    assert split_class_tokens(patches, ())[1].equal(patches)
+
+
+@pytest.mark.parametrize(
+    ('class_token', 'slots'),
+    [
+        ('middle', (7,)),
+        ('head', (0,)),
+        ('double', (0, 16)),
+        ('none', ()),
+    ],
+)
+def test_out_types_show_the_same_tokens(class_token, slots):
+    x = images(20, 12)  # 5 x 3 patches
+    shown = {}
+    for out_type in VisionMamba.OUT_TYPES:
+        if class_token == 'none' and out_type == 'cls_token':
+            continue
+        net = backbone(class_token=class_token, out_type=out_type)
+        (shown[out_type],) = net(x)
+    tokens = shown['raw']
+    assert net.class_token_slots(5, 3) == slots
+    assert tokens.shape == (2, 15 + len(slots), 16)
+    patches = [i for i in range(tokens.shape[1]) if i not in slots]
+    patches = tokens[:, patches]
+    assert shown['featmap'].shape == (2, 16, 5, 3)
+    assert shown['featmap'].flatten(2).mT.equal(patches)
+    torch.testing.assert_close(shown['avg_featmap'], patches.mean(1), **CLOSE)
+    if slots:
+        expected = tokens[:, list(slots)].mean(1)
+        torch.testing.assert_close(shown['cls_token'], expected, **CLOSE)
+
+
+@pytest.mark.parametrize('class_token', CLASS_TOKENS)
+def test_forward_is_embedding_blocks_and_norm(class_token):
+    """Written down, on another grid than the position embedding's."""
+    net = backbone(class_token=class_token, out_type='raw')
+    x = images(24, 16)
+    patches, grid = net.patch_embed(x)
+    assert grid == (6, 4)
+    slots = net.class_token_slots(*grid)
+    own = net.class_token_slots(4, 4)
+    pos = net.pos_embed[:, [i for i in range(16 + len(own)) if i not in own]]
+    pos = nn.functional.interpolate(
+        pos.mT.unflatten(2, (4, 4)), size=grid, mode='bicubic'
+    )
+    tokens = iter((patches + pos.flatten(2).mT).unbind(1))
+    names = iter(net.CLASS_TOKENS[class_token])
+    sequence = [
+        getattr(net, next(names))[:, 0].expand(2, -1)
+        + net.pos_embed[:, own[slots.index(i)]]
+        if i in slots
+        else next(tokens)
+        for i in range(24 + len(slots))
+    ]
+    expected = torch.stack(sequence, 1)
+    for layer in net.layers:
+        expected = expected + layer.mixer(layer.norm(expected), grid)
+    torch.testing.assert_close(net(x)[0], net.norm_f(expected), **CLOSE)
+
+
+def test_early_outputs_have_norms_of_their_own():
+    net = backbone(depth=3, out_type='raw', out_indices=(0, -2, 2))
+    assert net.out_indices == (0, 1, 2)
+    names = {n for n, _ in net.named_children() if 'norm_layer' in n}
+    assert names == {'norm_layer0', 'norm_layer1'}
+    seen = []
+    for layer in net.layers:
+        layer.register_forward_hook(lambda m, i, out: seen.append(out))
+    outs = net(images(16, 16))
+    norms = [net.norm_layer0, net.norm_layer1, net.norm_f]
+    for out, norm, tokens in zip(outs, norms, seen):
+        torch.testing.assert_close(out, norm(tokens), **CLOSE)
+
+
+def test_norms_and_final_norm_can_be_chosen():
+    net = backbone(norm_cfg=dict(type='LN', eps=1e-5), out_type='raw')
+    assert all(isinstance(m.norm, nn.LayerNorm) for m in net.layers)
+    assert isinstance(net.norm_f, nn.LayerNorm)
+    assert net.norm_f.eps == 1e-5
+    bare = backbone(final_norm=False, out_type='raw')
+    assert bare.norm_f is None
+    seen = []
+    bare.layers[-1].register_forward_hook(lambda m, i, o: seen.append(o))
+    assert bare(images(16, 16))[0].equal(seen[0])
+
+
+@pytest.mark.parametrize('kind', ['v1', 'v2'])
+@pytest.mark.parametrize('size', [(16, 16), (17, 23), (12, 40), (4, 9)])
+@pytest.mark.parametrize('class_token', CLASS_TOKENS)
+def test_any_image_size_and_a_gradient_for_every_parameter(
+    kind, size, class_token
+):
+    net = backbone(
+        class_token=class_token,
+        mixer_cfg=dict(bimamba_type=kind),
+        out_type='raw',
+        eval_mode=False,
+    )
+    (out,) = net(images(*size))
+    patches = (size[0] // 4) * (size[1] // 4)
+    assert out.shape == (2, patches + net.num_extra_tokens, 16)
+    # Not the squares: the norm keeps their sum nearly constant.
+    out.pow(3).sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(
+    ('size', 'patch', 'stride', 'grid'),
+    [
+        ((16, 24), 4, 2, (7, 11)),
+        ((17, 9), 8, 3, (4, 1)),
+        ((16, 16), 4, None, (4, 4)),
+    ],
+)
+def test_patches_may_overlap(size, patch, stride, grid):
+    net = backbone(
+        img_size=size, patch_size=patch, stride=stride, out_type='featmap'
+    )
+    assert net.patch_embed.init_out_size == grid
+    assert net.pos_embed.shape[1] == math.prod(grid) + 1
+    assert net(images(*size))[0].shape[2:] == grid
+
+
+# ------------------------------------------------- taps and scan orders
+
+
+@pytest.mark.parametrize('class_token', CLASS_TOKENS)
+def test_taps_sum_to_the_mixers_output_and_know_the_class_tokens(class_token):
+    net = backbone(class_token=class_token)
+    layer, grid, shown = net.layers[1], (5, 3), {}
+    for name, tap in layer.mixer.taps.out.items():
+        tap.register_forward_hook(
+            lambda m, args, out, name=name: shown.update({name: out})
+        )
+    outputs = []
+    layer.mixer.register_forward_hook(lambda m, i, o: outputs.append(o))
+    net(images(20, 12))
+    slots = net.class_token_slots(*grid)
+    whole = torch.zeros_like(outputs[0])
+    patches, classes = [], []
+    for name in net.directions:
+        places = net.class_token_positions(name, *grid)
+        assert list(places) == sorted(places)
+        order = net.scan_order(name, *grid)
+        assert sorted(order.tolist()) == list(range(15))
+        classes_here, tokens = split_class_tokens(shown[name], places)
+        patches.append(torch.empty_like(tokens).index_copy(1, order, tokens))
+        reverse = name == DIRECTIONS[1]
+        classes.append(classes_here.flip(1) if reverse else classes_here)
+    whole = join_class_tokens(sum(classes), sum(patches), slots)
+    torch.testing.assert_close(whole, outputs[0], **CLOSE)
+
+
+def test_layer_dims_directions_and_blocks():
+    net = backbone(depth=3)
+    assert net.layer_dims == (16, 16, 16)
+    assert net.num_layers == 3
+    assert net.num_extra_tokens == 1
+    assert net.directions == DIRECTIONS
+    assert net.blocks() == list(net.layers)
+    assert [tuple(t.out) for t in net.taps()] == [DIRECTIONS] * 3
+    assert net.class_token_positions('raster', 2, 3) == (3,)
+    assert net.class_token_positions('raster_reverse', 1, 3) == (2,)
+    double = backbone(class_token='double')
+    assert double.class_token_positions('raster_reverse', 2, 3) == (0, 7)
+
+
+# ---------------------------------------------------- loading and saving
+
+
+@pytest.mark.parametrize('class_token', CLASS_TOKENS)
+def test_state_dict_round_trip(class_token):
+    source, net = (backbone(class_token=class_token, seed=s) for s in (1, 2))
+    x = images(16, 16)
+    assert not torch.allclose(source(x)[0], net(x)[0])
+    net.load_state_dict(source.state_dict(), strict=True)
+    assert net(x)[0].equal(source(x)[0])
+    clone = copy.deepcopy(net)
+    randomise(clone, 3)
+    assert net(x)[0].equal(source(x)[0])
+
+
+@pytest.mark.parametrize('class_token', CLASS_TOKENS)
+@pytest.mark.parametrize('target', [24, (16, 24), 8])
+def test_loading_resizes_the_position_embedding(class_token, target):
+    source = backbone(class_token=class_token, seed=1)
+    net = backbone(class_token=class_token, img_size=target)
+    net.load_state_dict(source.state_dict())
+    grid = net.patch_embed.init_out_size
+    old, new = (net.class_token_slots(*g) for g in ((4, 4), grid))
+    classes, patches = split_class_tokens(source.pos_embed, old)
+    got_classes, got_patches = split_class_tokens(net.pos_embed, new)
+    expected = resize_pos_embed(patches, (4, 4), grid, 'bicubic', 0)
+    assert got_patches.equal(expected)
+    assert got_classes.equal(classes)
+
+
+# ----------------------------------------------------- training behaviour
+
+
+@pytest.mark.parametrize('kind', ['v1', 'v2'])
+def test_repeats_bit_for_bit(kind):
+    net = backbone(eval_mode=False, mixer_cfg=dict(bimamba_type=kind))
+    x = images(16, 16)
+
+    def step():
+        net.zero_grad()
+        out = net(x)[0]
+        out.pow(3).sum().backward()
+        grads = [p.grad.clone() for p in net.parameters()]
+        return [out.detach(), *grads]
+
+    for a, b in zip(step(), step()):
+        assert a.equal(b)
+
+
+@pytest.mark.parametrize('kind', ['v1', 'v2'])
+@pytest.mark.parametrize('norm', ['transmamba.RMSNorm', 'LN'])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast_stays_close_and_finite(kind, norm, dtype):
+    net = backbone(mixer_cfg=dict(bimamba_type=kind), norm_cfg=dict(type=norm))
+    x = images(16, 16)
+    expected = net(x)[0].detach()
+    with torch.autocast('cpu', dtype=dtype):
+        out = net(x)[0]
+    out.float().pow(3).sum().backward()
+    error = (out.float() - expected).abs().max() / expected.abs().max()
+    assert error < HALF_RELATIVE[dtype]
+    for parameter in net.parameters():
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('norm', ['transmamba.RMSNorm', 'LN'])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype, norm):
+    net = backbone(out_type='raw', norm_cfg=dict(type=norm))
+    x = images(20, 24)
+    expected = net(x)[0].double()
+    net, streams = net.to(dtype), []
+    net.layers[0].register_forward_hook(lambda m, i, o: streams.append(o))
+    out = net(x.to(dtype))[0]
+    assert out.dtype == dtype
+    error = (out.double() - expected).abs().max() / expected.abs().max()
+    assert error < HALF_RELATIVE.get(dtype, 1e-5)
+    net.residual_in_fp32 = False
+    net(x.to(dtype))
+    wide = torch.promote_types(dtype, torch.float32)
+    assert [s.dtype for s in streams] == [wide, dtype]
+
+
+def test_drop_path_grows_and_acts_in_training_only():
+    x = images(16, 16, batch=8)
+    plain = backbone(out_type='raw')
+    net = backbone(out_type='raw', drop_path_rate=0.9)
+    rates = [layer.drop_path.drop_prob for layer in net.layers]
+    assert rates == pytest.approx([0.0, 0.9])
+    assert net(x)[0].equal(plain(x)[0])
+    assert not net.train()(x)[0].equal(plain(x)[0])
+
+
+def test_compiled_equals_eager():
+    net = backbone(depth=1)
+    x = images(16, 16)
+    expected = net(x)[0]
+    expected.sum().backward()
+    grads = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    torch._dynamo.reset()
+    out = torch.compile(net, backend='eager')(x)[0]
+    out.sum().backward()
+    torch._dynamo.reset()
+    torch.testing.assert_close(out, expected, **CLOSE)
+    for parameter, grad in zip(net.parameters(), grads):
+        torch.testing.assert_close(parameter.grad, grad, **CLOSE)
+
+
+# --------------------------------------------- mmpretrain's conventions
+
+
+@pytest.mark.parametrize('class_token', CLASS_TOKENS)
+@pytest.mark.parametrize('stages', [-1, 0, 1, 3])
+def test_frozen_stages(stages, class_token):
+    net = backbone(
+        depth=3,
+        class_token=class_token,
+        frozen_stages=stages,
+        drop_rate=0.5,
+        out_type='raw',
+    )
+    assert net.train() is net
+    frozen = []
+    if stages >= 0:
+        frozen = ['pos_embed', 'cls_token', 'patch_embed.']
+        frozen += [f'layers.{i}.' for i in range(stages)]
+    frozen += ['norm_f.'] if stages == 3 else []
+    for name, parameter in net.named_parameters():
+        expected = not name.startswith(tuple(frozen))
+        assert parameter.requires_grad == expected, name
+    assert net.drop_after_pos.training == (stages < 0)
+    for i, layer in enumerate(net.layers):
+        assert layer.training == (i >= stages)
+    out = net(images(16, 16))[0]
+    if stages < 3:
+        out.pow(3).sum().backward()
+    for name, parameter in net.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_layer_depth_for_layerwise_learning_rates():
+    net = backbone(depth=3, out_indices=(0, 2))
+    depths = {
+        'pos_embed': 0,
+        'cls_token': 0,
+        'patch_embed.proj.weight': 0,
+        'layers.0.norm.weight': 1,
+        'layers.2.mixer.A_b_log': 3,
+        'norm_f.weight': 4,
+        'norm_layer0.weight': 4,
+    }
+    for name, depth in depths.items():
+        assert name in dict(net.named_parameters())
+        assert net.get_layer_depth(name) == (depth, 5)
+        prefixed = net.get_layer_depth(f'backbone.{name}', 'backbone.')
+        assert prefixed == (depth, 5)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(arch='huge'), "unknown VisionMamba arch 'huge'"),
+        (dict(arch=dict(embed_dims=8)), 'needs the keys'),
+        (
+            dict(arch=dict(embed_dims=8, num_layers=1, depth=2)),
+            "got .*'depth'",
+        ),
+        (dict(class_token='tail'), "head, middle, double, got 'tail'"),
+        (
+            dict(class_token='none', out_type='cls_token'),
+            "set out_type='avg_featmap'",
+        ),
+        (dict(out_type='tokens'), 'raw, featmap, avg_featmap, cls_token'),
+        (dict(out_indices=2), 'out_indices holds 2'),
+        (dict(stride=0), 'stride must be at least 1, got 0'),
+        (dict(img_size=(16, 3)), 'img_size 16x3 is smaller than a patch'),
+        (dict(mixer_cfg=dict(bimamba_type='v3')), "'v1' or 'v2', got 'v3'"),
+    ],
+)
+def test_mistakes_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        backbone(**kwargs)
+    with pytest.raises(ValueError, match='an image of 16x3 is smaller'):
+        backbone()(images(16, 3))
+
+
+# ------------------------------------------------- transfer and distill
+
+
+def plan_from(teacher, student, **kwargs):
+    weights = read_teacher(teacher.state_dict())
+    kwargs.setdefault('importance', 'first')
+    plan = Subcloner(student, weights, **kwargs).plan()
+    return plan, {e.name.removeprefix('backbone.'): e for e in plan.entries}
+
+
+def test_every_parameter_has_the_expected_role():
+    net = backbone(norm_cfg=dict(type='LN'), mixer_cfg=dict(bias=True))
+    roles = net.param_roles()
+    assert set(roles) == {name for name, _ in net.named_parameters()}
+    assert roles['patch_embed.proj.bias'] == 'patch_embed.bias'
+    assert roles['cls_token'] == 'cls_token'
+    assert roles['norm_f.weight'] == 'final_norm.weight'
+    layer = {
+        name.removeprefix('layers.1.'): role.removeprefix('layers.1.')
+        for name, role in roles.items()
+        if name.startswith('layers.1.')
+    }
+    assert layer['norm.bias'] == 'mixer_norm.bias'
+    assert layer['mixer.out_proj.bias'] == 'mixer_out.bias'
+    for suffix in ('', '_b'):
+        assert layer[f'mixer.conv1d{suffix}.weight'] == 'ssm.conv.weight'
+        assert layer[f'mixer.x_proj{suffix}.weight'] == 'ssm.x_proj.weight'
+        assert layer[f'mixer.dt_proj{suffix}.bias'] == 'ssm.dt_proj.bias'
+        assert layer[f'mixer.D{suffix}'] == f'ssm.D{suffix}'
+    assert layer['mixer.A_b_log'] == 'ssm.A_b_log'
+
+
+@pytest.mark.parametrize('class_token', CLASS_TOKENS)
+def test_subclones_a_vit_and_its_class_token(class_token):
+    teacher = build(vit_cfg(), seed=1)
+    out_type = 'avg_featmap' if class_token == 'none' else 'cls_token'
+    config = tiny_student(
+        dims=16, expand=1, class_token=class_token, out_type=out_type
+    )
+    student = build(config)
+    plan, entries = plan_from(teacher, student)
+    plan.apply(student)
+    ours, theirs = student.backbone, teacher.backbone
+    copied = {name for name, e in entries.items() if e.rule == 'copy'}
+    assert copied >= {
+        'patch_embed.proj.weight',
+        'patch_embed.proj.bias',
+        'pos_embed',
+        'layers.1.norm.weight',
+        'layers.1.mixer.out_proj.weight',
+        'norm_f.weight',
+        'head.fc.weight',
+        *ours.CLASS_TOKENS[class_token],
+    }
+    assert all('mixer.' not in n or 'out_proj' in n for n in copied)
+    slots = ours.class_token_slots(4, 4)
+    classes, patches = split_class_tokens(ours.pos_embed, slots)
+    assert patches.equal(theirs.pos_embed[:, 1:])
+    for i, name in enumerate(ours.CLASS_TOKENS[class_token]):
+        assert getattr(ours, name).equal(theirs.cls_token)
+        assert classes[:, i].equal(theirs.pos_embed[:, 0])
+    # The residual stream now starts as the teacher's does.
+    x = images(16, 16)
+    ours_in, theirs_in = [], []
+    ours.layers[0].register_forward_pre_hook(
+        lambda m, args: ours_in.append(args[0])
+    )
+    theirs.layers[0].register_forward_pre_hook(
+        lambda m, args: theirs_in.append(args[0])
+    )
+    student(x), teacher(x)
+    _, ours_patches = split_class_tokens(ours_in[0], slots)
+    torch.testing.assert_close(ours_patches, theirs_in[0][:, 1:], **CLOSE)
+    assert 0 < plan.coverage < 100
+
+
+def test_subclones_a_wider_teacher_onto_another_grid():
+    teacher = build(vit_cfg(dims=24, depth=3, img_size=24), seed=1)
+    student = build(tiny_student(dims=16))
+    plan, entries = plan_from(teacher, student)
+    rules = {name: entry.rule for name, entry in entries.items()}
+    assert rules['pos_embed'] == 'resize'
+    assert rules['cls_token'] == 'select'
+    assert rules['patch_embed.proj.weight'] == 'select'
+    assert rules['layers.0.mixer.in_proj.weight'] == 'fresh'
+    plan.apply(student)
+    # The class token's position is the first one of the teacher.
+    own = student.backbone.pos_embed[0, 8]
+    assert own.equal(teacher.backbone.pos_embed[0, 0, :16])
+
+
+@pytest.mark.parametrize(
+    'family', ['VisionTransformer', 'DistilledVisionTransformer', 'DeiT3']
+)
+def test_position_of_the_class_token_is_the_teachers(family):
+    """A distilled DeiT has a second token, DeiT III gives it no position."""
+    config = vit_cfg()
+    config['backbone']['type'] = family
+    if family.startswith('Distilled'):
+        config['backbone']['out_type'] = 'cls_token'
+    teacher = build(config, seed=1)
+    student = build(tiny_student(dims=16))
+    plan, entries = plan_from(teacher, student)
+    assert entries['pos_embed'].rule == 'copy'
+    plan.apply(student)
+    own, theirs = student.backbone.pos_embed[0, 8], teacher.backbone.pos_embed
+    if family == 'DeiT3':
+        assert own.eq(0).all()
+    else:
+        assert own.equal(theirs[0, 0])
+
+
+def test_state_space_from_attention_and_from_a_pretrained_vim():
+    teacher = build(vit_cfg(), seed=1)
+    student = build(tiny_student(dims=16))
+    _, entries = plan_from(teacher, student, ssm=build_ssm_source('attention'))
+    for name in ('x_proj', 'x_proj_b', 'in_proj'):
+        assert entries[f'layers.0.mixer.{name}.weight'].rule == 'attention'
+    pretrained = build(tiny_student(dims=16), seed=5).backbone.state_dict()
+    source = build_ssm_source('vim.pth', pretrained, conv_init='normal')
+    plan, entries = plan_from(teacher, student, ssm=source)
+    for name in (
+        'A_log',
+        'A_b_log',
+        'D_b',
+        'dt_proj_b.bias',
+        'in_proj.weight',
+    ):
+        assert entries[f'layers.0.mixer.{name}'].rule == 'ssm'
+    assert entries['layers.1.mixer.conv1d_b.weight'].rule == 'init'
+    plan.apply(student)
+    assert student.backbone.layers[1].mixer.A_b_log.equal(
+        pretrained['layers.1.mixer.A_b_log']
+    )
+
+
+@pytest.mark.parametrize('tap', ['out', 'inner', 'residual'])
+@pytest.mark.parametrize('class_token', CLASS_TOKENS)
+def test_records_show_the_patches_in_scan_order(class_token, tap):
+    net = backbone(class_token=class_token)
+    slots = net.class_token_slots(4, 4)
+    streams, shown = [], {}
+    net.layers[1].register_forward_pre_hook(
+        lambda m, args: streams.append(split_class_tokens(args[0], slots)[1])
+    )
+    taps = net.layers[1].mixer.taps
+    for name, module in (taps.inner if tap == 'inner' else taps.out).items():
+        module.register_forward_hook(
+            lambda m, args, out, name=name: shown.update({name: out})
+        )
+    recorder = DirectionTapsRecorder(tap)
+    recorder.initialize(net)
+    with recorder:
+        net(images(16, 16))
+    records = recorder.get_record_data()
+    assert [r.layer for r in records] == [0, 0, 1, 1]
+    for record in records[2:]:
+        places = net.class_token_positions(record.direction, 4, 4)
+        _, expected = split_class_tokens(shown[record.direction], places)
+        if tap == 'residual':
+            stream = streams[0]
+            reverse = record.direction == DIRECTIONS[1]
+            expected = expected + (stream.flip(1) if reverse else stream)
+        torch.testing.assert_close(record.tokens, expected, **CLOSE)
+
+
+@pytest.mark.parametrize('class_token', CLASS_TOKENS)
+def test_one_step_of_distillation(class_token, tmp_path):
+    out_type = 'avg_featmap' if class_token == 'none' else 'cls_token'
+    model = TransMambaDistill(
+        architecture=tiny_student(class_token=class_token, out_type=out_type),
+        teacher=tiny_teacher(),
+        distiller=tiny_distiller(),
+        teacher_ckpt=save_teacher(tmp_path / 'teacher.pth'),
+    )
+    model.init_weights()
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    inputs, samples = tiny_batch()
+    logged = []
+    for _ in range(2):
+        losses = model(inputs, samples, mode='loss')
+        total, log = model.parse_losses(losses)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        logged.append(log)
+    assert {'student.loss', 'distill.loss_tm'} <= set(logged[0])
+    assert logged[1]['loss'] < logged[0]['loss']
+    for name, parameter in model.student.named_parameters():
+        assert parameter.isfinite().all(), name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name

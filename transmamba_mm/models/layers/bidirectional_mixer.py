@@ -1,0 +1,253 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""The token mixer of Vim and VideoMamba: one scan forward, one backward.
+
+Papers: Vision Mamba (arXiv 2401.09417), VideoMamba (arXiv 2403.06977).
+Parameters have the names of the released checkpoints, in which ``_b`` marks
+the backward direction.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from transmamba_mm.ops import (
+    causal_conv1d_silu,
+    linear,
+    multi_scan,
+    selective_scan,
+)
+
+from .linear import Linear
+from .ssm_init import decay_rates, init_step_sizes, widened
+from .taps import DirectionTaps, Grid
+
+
+class BidirectionalMixer(nn.Module):
+    """Selective SSM over a token sequence, forward and backward, summed.
+
+    ``bimamba_type='v2'`` gives each direction a convolution, ``x_proj``,
+    ``dt_proj``, ``A`` and ``D`` of its own; ``'v1'`` only an ``A``, so that
+    the backward scan reads tokens convolved forward.
+
+    Args:
+        embed_dims (int): Token width ``d_model``.
+        directions (Sequence[str]): Names of the forward and of the backward
+            direction. Defaults to ``('raster', 'raster_reverse')``.
+        bimamba_type (str): ``'v1'`` or ``'v2'``. Defaults to ``'v2'``.
+        d_state (int): State size N. Defaults to 16.
+        d_conv (int): Tokens that the convolution sees. Defaults to 4.
+        expand (float): ``d_inner = int(expand * d_model)``. Defaults to 2.
+        dt_rank (int, optional): Rank of the step-size projection. Defaults
+            to None, meaning ``ceil(d_model / 16)``.
+        dt_min (float): Lower end of the initial step size. Defaults to 1e-3.
+        dt_max (float): Upper end of the initial step size. Defaults to 0.1.
+        conv_bias (bool): Whether the convolutions have a bias. Defaults to
+            True.
+        bias (bool): Whether ``in_proj``/``out_proj`` have one. Defaults to
+            False.
+        divide_out (bool): Take the mean of the two directions instead of
+            their sum, as Vim does and VideoMamba does not. As in the
+            original, v1 always takes the sum. Defaults to True.
+        layer_scale (float): Initial value of a learned output scale; 0 for
+            none. Defaults to 0.
+
+    Raises:
+        ValueError: If ``bimamba_type`` or the number of ``directions`` is
+            not supported.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        directions: Sequence[str] = ('raster', 'raster_reverse'),
+        bimamba_type: str = 'v2',
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2,
+        dt_rank: Optional[int] = None,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        conv_bias: bool = True,
+        bias: bool = False,
+        divide_out: bool = True,
+        layer_scale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if bimamba_type not in ('v1', 'v2'):
+            raise ValueError(
+                f"bimamba_type must be 'v1' or 'v2', got {bimamba_type!r}"
+            )
+        if len(directions) != 2:
+            raise ValueError(
+                f'directions must name the forward and the backward '
+                f'direction, got {directions}'
+            )
+        self.directions = tuple(directions)
+        self.bimamba_type = bimamba_type
+        self.divide_out = divide_out and bimamba_type == 'v2'
+        self.d_inner = int(expand * embed_dims)
+        self.d_state = d_state
+        self.dt_rank = dt_rank or math.ceil(embed_dims / 16)
+
+        self.in_proj = Linear(embed_dims, 2 * self.d_inner, bias=bias)
+        self._add_direction('', d_conv, conv_bias)
+        init_step_sizes(self.dt_proj, dt_min, dt_max)
+        self.A_log = decay_rates(self.d_inner, d_state)
+        self.A_b_log = decay_rates(self.d_inner, d_state)
+        if bimamba_type == 'v2':
+            # Not `init_step_sizes`: the original leaves the backward steps
+            # at softplus(0).
+            self._add_direction('_b', d_conv, conv_bias)
+            nn.init.zeros_(self.dt_proj_b.bias)
+        self.out_proj = Linear(self.d_inner, embed_dims, bias=bias)
+        if bias:
+            nn.init.zeros_(self.in_proj.bias)
+            nn.init.zeros_(self.out_proj.bias)
+        self.gamma = (
+            nn.Parameter(layer_scale * torch.ones(embed_dims))
+            if layer_scale
+            else None
+        )
+        self.taps = DirectionTaps(self.directions)
+
+    def _add_direction(self, suffix: str, d_conv: int, bias: bool) -> None:
+        """Registers the parameters of one direction."""
+        modules = dict(
+            conv1d=nn.Conv1d(
+                self.d_inner,
+                self.d_inner,
+                d_conv,
+                padding=d_conv - 1,
+                groups=self.d_inner,
+                bias=bias,
+            ),
+            x_proj=Linear(
+                self.d_inner, self.dt_rank + 2 * self.d_state, bias=False
+            ),
+            dt_proj=Linear(self.dt_rank, self.d_inner),
+        )
+        for name, module in modules.items():
+            self.add_module(name + suffix, module)
+        self.register_parameter(
+            'D' + suffix, nn.Parameter(torch.ones(self.d_inner))
+        )
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Mixes tokens.
+
+        Args:
+            x (Tensor): Tokens (B, L, embed_dims), class tokens included.
+            grid (tuple[int, ...]): Patch grid, for the taps alone.
+
+        Returns:
+            Tensor: (B, L, embed_dims).
+        """
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        tapped = any(map(self.taps.active, self.directions))
+        scan = self._scan_v1 if self.bimamba_type == 'v1' else self._scan_v2
+        if not tapped:
+            (inner,) = scan(u, z, merge=True)
+            out = self.out_proj(inner)
+            return out if self.gamma is None else out * self.gamma
+        # Projecting each direction replaces projecting their sum.
+        inners = scan(u, z, merge=False)
+        parts = [self._project_out(inner) for inner in inners]
+        forward = torch.arange(x.shape[1], device=x.device)
+        for name, inner, part, order in zip(
+            self.directions, inners, parts, (forward, forward.flip(0))
+        ):
+            self.taps.emit(name, inner, part, order, grid)
+        out = parts[0] + parts[1]
+        bias = self.out_proj.bias
+        if bias is not None:
+            out = out + (bias if self.gamma is None else bias * self.gamma)
+        return out
+
+    def _project_out(self, inner: Tensor) -> Tensor:
+        """``out_proj`` without its bias: what one direction contributes."""
+        out = linear(inner, self.out_proj.weight)
+        return out if self.gamma is None else out * self.gamma
+
+    def _steps(
+        self, u: Tensor, x_proj: Linear, dt_proj: Linear
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Step sizes without bias (B, L, d_inner), B and C (B, L, N)."""
+        dt, B, C = x_proj(u).split(
+            [self.dt_rank, self.d_state, self.d_state], dim=-1
+        )
+        # The bias belongs to the scan, which adds it in full precision.
+        return linear(dt, dt_proj.weight), B, C
+
+    def _scan_v1(
+        self, u: Tensor, z: Tensor, merge: bool
+    ) -> tuple[Tensor, ...]:
+        """Both directions over the same convolved tokens; see _scan_v2."""
+        u = causal_conv1d_silu(
+            u, self.conv1d.weight.squeeze(1), self.conv1d.bias
+        )
+        dt, B, C = self._steps(u, self.x_proj, self.dt_proj)
+        A_log = torch.stack([self.A_log, self.A_b_log])
+        y = multi_scan(
+            u.mT,
+            dt.mT,
+            -torch.exp(widened(A_log)),
+            B.mT,
+            C.mT,
+            D=widened(self.D),
+            z=z.mT,
+            delta_bias=widened(self.dt_proj.bias),
+            delta_softplus=True,
+            reverse=(False, True),
+            merge='sum' if merge else 'stack',
+        ).mT
+        return (y,) if merge else y.unbind(1)
+
+    def _scan_v2(
+        self, u: Tensor, z: Tensor, merge: bool
+    ) -> tuple[Tensor, ...]:
+        """Runs each direction on a convolution of its own.
+
+        Args:
+            u (Tensor): Tokens (B, L, d_inner).
+            z (Tensor): Gate before SiLU (B, L, d_inner).
+            merge (bool): Whether to add the directions up.
+
+        Returns:
+            tuple[Tensor, ...]: What ``out_proj`` reads, (B, L, d_inner), in
+            one piece or one for each direction, which sum to it.
+        """
+        forward = self._scan_one(u, z, self.A_log, '', False)
+        backward = self._scan_one(u, z, self.A_b_log, '_b', True)
+        if merge:
+            y = forward + backward
+            # In place: no derivative needs the sum.
+            return (y.mul_(0.5) if self.divide_out else y,)
+        if self.divide_out:
+            return forward * 0.5, backward * 0.5
+        return forward, backward
+
+    def _scan_one(
+        self, u: Tensor, z: Tensor, A_log: Tensor, suffix: str, reverse: bool
+    ) -> Tensor:
+        """Gated output (B, L, d_inner) of one direction, in token order."""
+        conv, x_proj, dt_proj, D = (
+            getattr(self, name + suffix)
+            for name in ('conv1d', 'x_proj', 'dt_proj', 'D')
+        )
+        u = causal_conv1d_silu(u, conv.weight.squeeze(1), conv.bias, reverse)
+        dt, B, C = self._steps(u, x_proj, dt_proj)
+        return selective_scan(
+            u.mT,
+            dt.mT,
+            -torch.exp(widened(A_log)),
+            B.mT,
+            C.mT,
+            D=widened(D),
+            z=z.mT,
+            delta_bias=widened(dt_proj.bias),
+            delta_softplus=True,
+            reverse=reverse,
+        ).mT
