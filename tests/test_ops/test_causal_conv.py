@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from transmamba_mm.ops import causal_conv1d_silu
 from transmamba_mm.ops.native import library
@@ -103,6 +104,16 @@ def test_missing_kernel_gives_the_same(monkeypatch):
     monkeypatch.setattr(library, 'unavailable', lambda: 'no compiler')
     got = causal_conv1d_silu(*inputs, reverse=True)
     assert relative_error(got, want.double()) < TOL
+
+
+def test_operations_are_counted_alike(monkeypatch):
+    inputs, counts = make(2, 40, 24, 4), []
+    for reason in (library.unavailable(), 'no compiler'):
+        monkeypatch.setattr(library, 'unavailable', lambda r=reason: r)
+        with FlopCounterMode(display=False) as counter:
+            causal_conv1d_silu(*inputs)
+        counts.append(counter.get_total_flops())
+    assert counts == [2 * 2 * 40 * 24 * 4] * 2
 
 
 def test_empty():

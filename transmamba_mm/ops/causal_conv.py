@@ -12,6 +12,7 @@ from typing import Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .native import library
 
@@ -186,3 +187,9 @@ torch.library.register_autograd(
     setup_context=_setup_context,
     lib=_lib,
 )
+
+
+@register_flop_formula(torch.ops.transmamba_mm.causal_conv1d_silu)
+def _flops(x, weight, *args, **kwargs) -> int:
+    """Operations, counted as those of PyTorch's convolution are."""
+    return 2 * x[0] * x[1] * weight[0] * weight[1]
