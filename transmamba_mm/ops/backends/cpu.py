@@ -36,8 +36,8 @@ def probe() -> Optional[str]:
 @functools.cache
 def _warn(reason: str) -> None:
     warnings.warn(
-        f'Selective scans on CPU run in PyTorch operations, which takes about '
-        f'seven times as long as the C++ kernel, because: {reason}',
+        f'Selective scans on CPU run in PyTorch operations, which takes '
+        f'five to eight times as long as the C++ kernel, because: {reason}',
         stacklevel=2,
     )
 

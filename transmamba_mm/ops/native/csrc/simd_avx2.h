@@ -15,7 +15,6 @@ inline vf splat(float x) { return _mm256_set1_ps(x); }
 inline vf load(const float *p) { return _mm256_loadu_ps(p); }
 inline void store(float *p, vf x) { _mm256_storeu_ps(p, x); }
 inline vf fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
-inline vf fms(vf a, vf b, vf c) { return _mm256_fmsub_ps(a, b, c); }
 inline vf fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
 // 1 / x, rounded but for the last bit; x is about 1.
 inline vf reciprocal(vf x) {
