@@ -1,12 +1,15 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Scan orders: in which order a direction visits the patch tokens.
 
-A scan order is a registered function ``(h, w) -> LongTensor (h*w,)`` that
-returns the raster index visited at each step. Backbones name the orders they
+A scan order is a registered function ``(h, w) -> LongTensor (h*w,)``, or
+``(t, h, w) -> LongTensor (t*h*w,)`` for videos, that returns the raster index
+visited at each step. Backbones name the orders they
 use, and distillation permutes teacher tokens with the very same functions, so
 a new order is one function with ``@SCAN_ORDERS.register_module()``.
 """
 
+import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -20,15 +23,15 @@ def _raster(h: int, w: int) -> Tensor:
 
 
 @SCAN_ORDERS.register_module()
-def raster(h: int, w: int) -> Tensor:
-    """Row by row, each row left to right."""
-    return _raster(h, w).flatten()
+def raster(*grid: int) -> Tensor:
+    """Row by row, each row left to right; frame by frame in a video."""
+    return torch.arange(math.prod(grid), device='cpu')
 
 
 @SCAN_ORDERS.register_module()
-def raster_reverse(h: int, w: int) -> Tensor:
+def raster_reverse(*grid: int) -> Tensor:
     """The reverse of :func:`raster`."""
-    return raster(h, w).flip(0)
+    return raster(*grid).flip(0)
 
 
 @SCAN_ORDERS.register_module()
@@ -74,30 +77,38 @@ def snake_vertical_reverse(h: int, w: int) -> Tensor:
     return snake_vertical(h, w).flip(0)
 
 
-@lru_cache(maxsize=256)
-def scan_order(name: str, h: int, w: int, device: str = 'cpu') -> Tensor:
+def scan_order(name: str, *grid: int, device: str = 'cpu') -> Tensor:
     """Looks a scan order up by name, cached per grid and device.
 
     Args:
-        name (str): Registered name, e.g. ``'snake_horizontal'``.
-        h (int): Grid height in tokens.
-        w (int): Grid width in tokens.
+        name (str): Registered name, e.g. ``'snake_horizontal'``. What
+            follows a colon is ignored: ``'raster:2'`` is a second scan of
+            the same order.
+        *grid (int): Grid in tokens, h, w or t, h, w.
         device (str): Where the result lives. Defaults to ``'cpu'``.
 
     Returns:
-        Tensor: LongTensor (h*w,), the raster index visited at each step. It
-        is shared: do not modify it.
+        Tensor: LongTensor (h*w,) or (t*h*w,), the raster index visited at
+        each step. It is shared: do not modify it.
 
     Raises:
         KeyError: If no scan order of that name is registered.
+        TypeError: If the order is not defined on such a grid.
     """
-    fn = SCAN_ORDERS.get(name)
+    fn = SCAN_ORDERS.get(name.partition(':')[0])
     if fn is None:
         known = sorted(SCAN_ORDERS.module_dict)
         raise KeyError(
             f"unknown scan order '{name}'; registered: {', '.join(known)}"
         )
+    return _cached_order(fn, grid, device)
+
+
+@lru_cache(maxsize=256)
+def _cached_order(
+    fn: Callable[..., Tensor], grid: tuple[int, ...], device: str
+) -> Tensor:
     # The cache outlives an enclosing inference mode, whose tensors could not
     # be used for training later.
     with torch.inference_mode(False):
-        return fn(h, w).to(device)
+        return fn(*grid).to(device)

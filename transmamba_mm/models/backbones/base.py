@@ -7,20 +7,24 @@ the width of each mixer, where class tokens sit, and the role of each
 parameter. A new backbone subclasses it and states these as data.
 """
 
+import copy
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Union
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Union
 
+import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from ..class_tokens import join_class_tokens, split_class_tokens
 from ..layers import DirectionTaps
-from ..layers.taps import Grid
+from ..layers.taps import Grid, recomputation_contexts
 from ..scan_orders import scan_order
 
 
@@ -45,6 +49,10 @@ class MambaBackbone(BaseModule):
             for the first group. Parameters without a role stay fresh.
         OUT_TYPES (tuple[str, ...]): Supported ``out_type`` values.
         FINAL_NORM (str): Attribute of the norm after the last layer.
+        ARCHS (dict[str, dict]): Presets by name.
+        ARCH_OPTIONS (dict[str, Any]): Keys that an ``arch`` may leave out,
+            with their defaults. The keys it must have are
+            :attr:`ARCH_KEYS`.
 
     Args:
         out_indices (Sequence[int] | int): Layers whose output is returned;
@@ -56,6 +64,9 @@ class MambaBackbone(BaseModule):
             the embeddings; -1 freezes nothing. Defaults to -1.
         norm_eval (bool): Keep BatchNorm statistics fixed while training.
             Defaults to False.
+        with_cp (bool): Whether to keep only the inputs of the blocks for
+            the backward pass and compute the rest again there. Saves memory
+            for time. Defaults to False.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
     """
 
@@ -65,6 +76,9 @@ class MambaBackbone(BaseModule):
     PARAM_ROLES: ClassVar[tuple[tuple[str, str], ...]] = ()
     OUT_TYPES: ClassVar[tuple[str, ...]] = ('raw', 'featmap', 'avg_featmap')
     FINAL_NORM: ClassVar[str] = 'ln1'
+    ARCHS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    ARCH_KEYS: ClassVar[tuple[str, ...]] = ('embed_dims', 'num_layers')
+    ARCH_OPTIONS: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self,
@@ -72,6 +86,7 @@ class MambaBackbone(BaseModule):
         out_type: str = 'avg_featmap',
         frozen_stages: int = -1,
         norm_eval: bool = False,
+        with_cp: bool = False,
         init_cfg: Union[dict, list[dict], None] = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -84,6 +99,7 @@ class MambaBackbone(BaseModule):
         self.out_type = out_type
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.with_cp = with_cp
         self._register_load_state_dict_pre_hook(self._fit_pos_embed)
 
     # ------------------------------------------------------ the contract
@@ -138,6 +154,44 @@ class MambaBackbone(BaseModule):
                     roles[name] = match.expand(role)
                     break
         return roles
+
+    # ------------------------------------------------ for the subclasses
+
+    def _resolve_arch(self, arch: Union[str, Mapping]) -> dict[str, Any]:
+        """Looks a preset up and fills in a dict's optional keys.
+
+        Raises:
+            ValueError: If there is no such preset, or a key is missing or
+                unknown.
+        """
+        name = type(self).__name__
+        if isinstance(arch, str):
+            if arch not in self.ARCHS:
+                raise ValueError(
+                    f'unknown {name} arch {arch!r}; choose from '
+                    f'{", ".join(self.ARCHS)}, or pass a dict with '
+                    f'{", ".join(self.ARCH_KEYS)}'
+                )
+            arch = self.ARCHS[arch]
+        required, optional = set(self.ARCH_KEYS), set(self.ARCH_OPTIONS)
+        if not required <= set(arch) <= required | optional:
+            raise ValueError(
+                f'a custom {name} arch needs the keys {sorted(required)} and '
+                f'may have {sorted(optional)}, got {sorted(arch)}'
+            )
+        return copy.deepcopy({**self.ARCH_OPTIONS, **arch})
+
+    def _run_block(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+        """Runs a block, with its activations kept or computed again."""
+        if not (self.with_cp and torch.is_grad_enabled()):
+            return block(x, *args)
+        return checkpoint(
+            block,
+            x,
+            *args,
+            use_reentrant=False,
+            context_fn=partial(recomputation_contexts, block),
+        )
 
     # -------------------------------------------- mmpretrain's conventions
 

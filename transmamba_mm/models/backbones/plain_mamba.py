@@ -11,7 +11,6 @@ can be subcloned; ``ffn_ratio`` adds the MLP that TransMamba's text describes
 registered scan orders.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import ClassVar, Optional, Union
 
@@ -127,6 +126,7 @@ class PlainMamba(MambaBackbone):
         out_type (str): See :class:`MambaBackbone`.
         frozen_stages (int): See :class:`MambaBackbone`.
         norm_eval (bool): See :class:`MambaBackbone`.
+        with_cp (bool): See :class:`MambaBackbone`.
         init_cfg (dict | list[dict], optional): Defaults to the official
             training start: every Linear truncated normal (0.02) with zero
             bias, ``dt_proj`` included, LayerNorms 1/0. Pass ``[]`` to keep
@@ -138,6 +138,9 @@ class PlainMamba(MambaBackbone):
             ``out_indices`` is not supported.
     """
 
+    ARCH_OPTIONS: ClassVar[dict] = dict(
+        num_convs_patch_embed=1, layers_with_dwconv=()
+    )
     ARCHS: ClassVar[dict[str, dict]] = {
         'L1': dict(embed_dims=192, num_layers=24, layers_with_dwconv=(0,)),
         'L2': dict(embed_dims=384, num_layers=24, num_convs_patch_embed=2),
@@ -202,6 +205,7 @@ class PlainMamba(MambaBackbone):
         out_type: str = 'avg_featmap',
         frozen_stages: int = -1,
         norm_eval: bool = False,
+        with_cp: bool = False,
         init_cfg: Union[dict, list[dict], None] = None,
     ) -> None:
         if init_cfg is None:
@@ -210,9 +214,14 @@ class PlainMamba(MambaBackbone):
                 dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
             ]
         super().__init__(
-            out_indices, out_type, frozen_stages, norm_eval, init_cfg
+            out_indices,
+            out_type,
+            frozen_stages,
+            norm_eval,
+            with_cp,
+            init_cfg,
         )
-        arch = self._check_arch(arch)
+        arch = self._resolve_arch(arch)
         dims, depth = arch['embed_dims'], arch['num_layers']
         self.embed_dims = dims
         self.layer_dims = (dims,) * depth
@@ -274,26 +283,6 @@ class PlainMamba(MambaBackbone):
                 )
         self._freeze_stages()
 
-    def _check_arch(self, arch: Union[str, dict]) -> dict:
-        """Resolves a preset name and fills a dict's optional keys."""
-        if isinstance(arch, str):
-            if arch not in self.ARCHS:
-                raise ValueError(
-                    f'unknown PlainMamba arch {arch!r}; choose from '
-                    f'{", ".join(self.ARCHS)}, or pass a dict with '
-                    f'embed_dims and num_layers'
-                )
-            arch = self.ARCHS[arch]
-        optional = dict(num_convs_patch_embed=1, layers_with_dwconv=())
-        required = {'embed_dims', 'num_layers'}
-        unknown = set(arch) - required - set(optional)
-        if unknown or not required <= set(arch):
-            raise ValueError(
-                f'a custom PlainMamba arch needs the keys {sorted(required)} '
-                f'and may have {sorted(optional)}, got {sorted(arch)}'
-            )
-        return {**optional, **copy.deepcopy(dict(arch))}
-
     def taps(self) -> list[DirectionTaps]:
         """See :meth:`MambaBackbone.taps`."""
         return [layer.mamba.taps for layer in self.layers]
@@ -317,7 +306,7 @@ class PlainMamba(MambaBackbone):
         last = len(self.layers) - 1
         outs = []
         for i, layer in enumerate(self.layers):
-            x = layer(x, grid)
+            x = self._run_block(layer, x, grid)
             if i == last and self.ln1 is not None:
                 x = self.ln1(x)
             if i in self.out_indices:

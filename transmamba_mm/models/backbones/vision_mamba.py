@@ -16,7 +16,6 @@ original's fused kernel lost a part of it. Rotary positions
 released model has, are not supported.
 """
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Optional, Union
@@ -141,6 +140,7 @@ class VisionMamba(MambaBackbone):
             Defaults to ``'cls_token'``.
         frozen_stages (int): See :class:`MambaBackbone`.
         norm_eval (bool): See :class:`MambaBackbone`.
+        with_cp (bool): See :class:`MambaBackbone`.
         init_cfg (dict | list[dict], optional): Defaults to None, the
             official start values.
 
@@ -149,6 +149,9 @@ class VisionMamba(MambaBackbone):
             ``img_size``, ``out_type`` or ``out_indices`` is not supported.
     """
 
+    ARCH_OPTIONS: ClassVar[dict] = dict(
+        expand=2, norm_cfg=dict(type='transmamba.RMSNorm', eps=1e-5)
+    )
     ARCHS: ClassVar[dict[str, dict]] = {
         'tiny': dict(embed_dims=192, num_layers=24),
         'small': dict(embed_dims=384, num_layers=24),
@@ -221,12 +224,18 @@ class VisionMamba(MambaBackbone):
         out_type: str = 'cls_token',
         frozen_stages: int = -1,
         norm_eval: bool = False,
+        with_cp: bool = False,
         init_cfg: Union[dict, list[dict], None] = None,
     ) -> None:
         super().__init__(
-            out_indices, out_type, frozen_stages, norm_eval, init_cfg
+            out_indices,
+            out_type,
+            frozen_stages,
+            norm_eval,
+            with_cp,
+            init_cfg,
         )
-        arch = self._check_arch(arch)
+        arch = self._resolve_arch(arch)
         self._check_class_token(class_token)
         stride = patch_size if stride is None else stride
         if stride < 1:
@@ -283,29 +292,6 @@ class VisionMamba(MambaBackbone):
         for layer in self.layers:
             # As many summands enter the residual stream.
             layer.mixer.out_proj.weight.div_(math.sqrt(len(self.layers)))
-
-    def _check_arch(self, arch: Union[str, dict]) -> dict:
-        """Resolves a preset name and fills a dict's optional keys."""
-        if isinstance(arch, str):
-            if arch not in self.ARCHS:
-                raise ValueError(
-                    f'unknown VisionMamba arch {arch!r}; choose from '
-                    f'{", ".join(self.ARCHS)}, or pass a dict with '
-                    f'embed_dims and num_layers'
-                )
-            arch = self.ARCHS[arch]
-        optional = dict(
-            expand=2, norm_cfg=dict(type='transmamba.RMSNorm', eps=1e-5)
-        )
-        required = {'embed_dims', 'num_layers'}
-        unknown = set(arch) - required - set(optional)
-        if unknown or not required <= set(arch):
-            raise ValueError(
-                f'a custom VisionMamba arch needs the keys '
-                f'{sorted(required)} and may have {sorted(optional)}, got '
-                f'{sorted(arch)}'
-            )
-        return {**optional, **copy.deepcopy(dict(arch))}
 
     def _check_class_token(self, class_token: str) -> None:
         if class_token not in self.CLASS_TOKENS:
@@ -374,7 +360,7 @@ class VisionMamba(MambaBackbone):
         last = len(self.layers) - 1
         outs = []
         for i, layer in enumerate(self.layers):
-            x = layer(x, grid)
+            x = self._run_block(layer, x, grid)
             if i in self.out_indices:
                 norm = getattr(self, f'norm_layer{i}', None)
                 norm = self.norm_f if i == last else norm

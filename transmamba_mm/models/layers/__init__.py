@@ -1,5 +1,6 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 from .bidirectional_mixer import BidirectionalMixer
+from .directional_mixer import DirectionalMixer
 from .linear import Linear
 from .norm import RMSNorm
 from .patch_embed import ConvPatchEmbed, OverlapPatchEmbed
@@ -11,6 +12,7 @@ __all__ = [
     'ConvPatchEmbed',
     'DirectionTap',
     'DirectionTaps',
+    'DirectionalMixer',
     'Linear',
     'OverlapPatchEmbed',
     'PlainMambaMixer',

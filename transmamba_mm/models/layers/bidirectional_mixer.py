@@ -6,7 +6,6 @@ Parameters have the names of the released checkpoints, in which ``_b`` marks
 the backward direction.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Optional
 
@@ -20,12 +19,13 @@ from transmamba_mm.ops import (
     selective_scan,
 )
 
+from .directional_mixer import DirectionalMixer
 from .linear import Linear
 from .ssm_init import decay_rates, init_step_sizes, widened
-from .taps import DirectionTaps, Grid
+from .taps import Grid
 
 
-class BidirectionalMixer(nn.Module):
+class BidirectionalMixer(DirectionalMixer):
     """Selective SSM over a token sequence, forward and backward, summed.
 
     ``bimamba_type='v2'`` gives each direction a convolution, ``x_proj``,
@@ -75,7 +75,9 @@ class BidirectionalMixer(nn.Module):
         divide_out: bool = True,
         layer_scale: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            embed_dims, directions, d_state, expand, dt_rank, bias
+        )
         if bimamba_type not in ('v1', 'v2'):
             raise ValueError(
                 f"bimamba_type must be 'v1' or 'v2', got {bimamba_type!r}"
@@ -85,14 +87,8 @@ class BidirectionalMixer(nn.Module):
                 f'directions must name the forward and the backward '
                 f'direction, got {directions}'
             )
-        self.directions = tuple(directions)
         self.bimamba_type = bimamba_type
         self.divide_out = divide_out and bimamba_type == 'v2'
-        self.d_inner = int(expand * embed_dims)
-        self.d_state = d_state
-        self.dt_rank = dt_rank or math.ceil(embed_dims / 16)
-
-        self.in_proj = Linear(embed_dims, 2 * self.d_inner, bias=bias)
         self._add_direction('', d_conv, conv_bias)
         init_step_sizes(self.dt_proj, dt_min, dt_max)
         self.A_log = decay_rates(self.d_inner, d_state)
@@ -102,16 +98,10 @@ class BidirectionalMixer(nn.Module):
             # at softplus(0).
             self._add_direction('_b', d_conv, conv_bias)
             nn.init.zeros_(self.dt_proj_b.bias)
-        self.out_proj = Linear(self.d_inner, embed_dims, bias=bias)
+        self._add_output(bias, layer_scale)
         if bias:
             nn.init.zeros_(self.in_proj.bias)
             nn.init.zeros_(self.out_proj.bias)
-        self.gamma = (
-            nn.Parameter(layer_scale * torch.ones(embed_dims))
-            if layer_scale
-            else None
-        )
-        self.taps = DirectionTaps(self.directions)
 
     def _add_direction(self, suffix: str, d_conv: int, bias: bool) -> None:
         """Registers the parameters of one direction."""
@@ -135,41 +125,18 @@ class BidirectionalMixer(nn.Module):
             'D' + suffix, nn.Parameter(torch.ones(self.d_inner))
         )
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        """Mixes tokens.
+    def sequence_orders(
+        self, length: int, grid: Grid, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`DirectionalMixer.sequence_orders`."""
+        forward = torch.arange(length, device=device)
+        return forward, forward.flip(0)
 
-        Args:
-            x (Tensor): Tokens (B, L, embed_dims), class tokens included.
-            grid (tuple[int, ...]): Patch grid, for the taps alone.
-
-        Returns:
-            Tensor: (B, L, embed_dims).
-        """
+    def mix(self, x: Tensor, grid: Grid, merge: bool) -> Tensor:
+        """See :meth:`DirectionalMixer.mix`; the grid plays no part."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        tapped = any(map(self.taps.active, self.directions))
         scan = self._scan_v1 if self.bimamba_type == 'v1' else self._scan_v2
-        if not tapped:
-            (inner,) = scan(u, z, merge=True)
-            out = self.out_proj(inner)
-            return out if self.gamma is None else out * self.gamma
-        # Projecting each direction replaces projecting their sum.
-        inners = scan(u, z, merge=False)
-        parts = [self._project_out(inner) for inner in inners]
-        forward = torch.arange(x.shape[1], device=x.device)
-        for name, inner, part, order in zip(
-            self.directions, inners, parts, (forward, forward.flip(0))
-        ):
-            self.taps.emit(name, inner, part, order, grid)
-        out = parts[0] + parts[1]
-        bias = self.out_proj.bias
-        if bias is not None:
-            out = out + (bias if self.gamma is None else bias * self.gamma)
-        return out
-
-    def _project_out(self, inner: Tensor) -> Tensor:
-        """``out_proj`` without its bias: what one direction contributes."""
-        out = linear(inner, self.out_proj.weight)
-        return out if self.gamma is None else out * self.gamma
+        return scan(u, z, merge)
 
     def _steps(
         self, u: Tensor, x_proj: Linear, dt_proj: Linear
@@ -181,16 +148,14 @@ class BidirectionalMixer(nn.Module):
         # The bias belongs to the scan, which adds it in full precision.
         return linear(dt, dt_proj.weight), B, C
 
-    def _scan_v1(
-        self, u: Tensor, z: Tensor, merge: bool
-    ) -> tuple[Tensor, ...]:
+    def _scan_v1(self, u: Tensor, z: Tensor, merge: bool) -> Tensor:
         """Both directions over the same convolved tokens; see _scan_v2."""
         u = causal_conv1d_silu(
             u, self.conv1d.weight.squeeze(1), self.conv1d.bias
         )
         dt, B, C = self._steps(u, self.x_proj, self.dt_proj)
         A_log = torch.stack([self.A_log, self.A_b_log])
-        y = multi_scan(
+        return multi_scan(
             u.mT,
             dt.mT,
             -torch.exp(widened(A_log)),
@@ -203,11 +168,8 @@ class BidirectionalMixer(nn.Module):
             reverse=(False, True),
             merge='sum' if merge else 'stack',
         ).mT
-        return (y,) if merge else y.unbind(1)
 
-    def _scan_v2(
-        self, u: Tensor, z: Tensor, merge: bool
-    ) -> tuple[Tensor, ...]:
+    def _scan_v2(self, u: Tensor, z: Tensor, merge: bool) -> Tensor:
         """Runs each direction on a convolution of its own.
 
         Args:
@@ -216,18 +178,17 @@ class BidirectionalMixer(nn.Module):
             merge (bool): Whether to add the directions up.
 
         Returns:
-            tuple[Tensor, ...]: What ``out_proj`` reads, (B, L, d_inner), in
-            one piece or one for each direction, which sum to it.
+            Tensor: What ``out_proj`` reads, (B, L, d_inner), or each
+            direction's summand of it, (B, 2, L, d_inner).
         """
         forward = self._scan_one(u, z, self.A_log, '', False)
         backward = self._scan_one(u, z, self.A_b_log, '_b', True)
         if merge:
             y = forward + backward
-            # In place: no derivative needs the sum.
-            return (y.mul_(0.5) if self.divide_out else y,)
-        if self.divide_out:
-            return forward * 0.5, backward * 0.5
-        return forward, backward
+        else:
+            y = torch.stack([forward, backward], dim=1)
+        # In place: no derivative needs the undivided value.
+        return y.mul_(0.5) if self.divide_out else y
 
     def _scan_one(
         self, u: Tensor, z: Tensor, A_log: Tensor, suffix: str, reverse: bool

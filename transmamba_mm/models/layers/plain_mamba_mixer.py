@@ -11,7 +11,6 @@ vectors pin down:
 * the bias of ``dt_proj`` enters twice, in the projection and in the scan.
 """
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, Optional
@@ -20,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transmamba_mm.ops import linear, multi_scan
+from transmamba_mm.ops import multi_scan
 
 from ..scan_orders import scan_order
+from .directional_mixer import DirectionalMixer
 from .linear import Linear
 from .ssm_init import decay_rates, init_step_sizes, widened
-from .taps import DirectionTaps
+from .taps import Grid
 
 # Rows of `direction_Bs`, by the move (rows, columns) that led to a step. The
 # first step, and any jump that a registered order may make, take row 0.
@@ -71,7 +71,7 @@ def _cached_tables(
     # The cache outlives an enclosing inference mode, whose tensors could not
     # be used for training later.
     with torch.inference_mode(False):
-        orders = [scan_order(name, h, w, device) for name in directions]
+        orders = [scan_order(name, h, w, device=device) for name in directions]
         moves = [move_rows(order, (h, w)) for order in orders]
         return _ScanTables(torch.stack(orders).int(), torch.stack(moves))
 
@@ -89,7 +89,7 @@ def _scan_tables(
 _scan_tables._dynamo_marked_constant = True
 
 
-class PlainMambaMixer(nn.Module):
+class PlainMambaMixer(DirectionalMixer):
     """Selective SSM over a token grid in several directions, summed.
 
     Args:
@@ -128,15 +128,11 @@ class PlainMambaMixer(nn.Module):
         bias: bool = True,
         layer_scale: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            embed_dims, directions, d_state, expand, dt_rank, bias
+        )
         if conv_size % 2 == 0:
             raise ValueError(f'conv_size must be odd, got {conv_size}')
-        self.directions = tuple(directions)
-        self.d_inner = int(expand * embed_dims)
-        self.d_state = d_state
-        self.dt_rank = dt_rank or math.ceil(embed_dims / 16)
-
-        self.in_proj = Linear(embed_dims, 2 * self.d_inner, bias=bias)
         self.conv2d = nn.Conv2d(
             self.d_inner,
             self.d_inner,
@@ -152,55 +148,26 @@ class PlainMambaMixer(nn.Module):
         self.A_log = decay_rates(self.d_inner, d_state)
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.direction_Bs = nn.Parameter(torch.empty(5, d_state))
-        self.out_proj = Linear(self.d_inner, embed_dims, bias=bias)
-        self.gamma = (
-            nn.Parameter(layer_scale * torch.ones(embed_dims))
-            if layer_scale
-            else None
-        )
-        self.taps = DirectionTaps(self.directions)
+        self._add_output(bias, layer_scale)
         nn.init.trunc_normal_(self.direction_Bs, std=0.02)
         init_step_sizes(self.dt_proj, dt_min, dt_max)
 
-    def _project_out(self, inner: Tensor) -> Tensor:
-        """``out_proj`` without its bias: what one direction contributes."""
-        out = linear(inner, self.out_proj.weight)
-        return out if self.gamma is None else out * self.gamma
+    def sequence_orders(
+        self, length: int, grid: Grid, device: torch.device
+    ) -> Tensor:
+        """See :meth:`DirectionalMixer.sequence_orders`."""
+        return _scan_tables(self.directions, *grid, str(device))[0]
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Mixes tokens.
-
-        Args:
-            x (Tensor): Tokens (B, h*w, embed_dims) in raster order.
-            grid (tuple[int, int]): (h, w).
-
-        Returns:
-            Tensor: (B, h*w, embed_dims) in raster order.
-        """
+    def mix(self, x: Tensor, grid: Grid, merge: bool) -> Tensor:
+        """See :meth:`DirectionalMixer.mix`."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u = u.transpose(1, 2).unflatten(2, grid)
         u = F.silu(self.conv2d(u)).flatten(2).transpose(1, 2)
         gate = F.silu(z)
         orders, moves = _scan_tables(self.directions, *grid, str(x.device))
-        tapped = any(map(self.taps.active, self.directions))
-        scanned = self._scan(u, orders, moves, 'stack' if tapped else 'sum')
-        if not tapped:
-            # One gate for all directions: cheaper than to pass z to the scan.
-            out = self.out_proj(gate * scanned)
-            return out if self.gamma is None else out * self.gamma
-        # Projecting each direction replaces projecting their sum.
-        inner = gate.unsqueeze(1) * scanned
-        parts = self._project_out(inner)
-        # unbind: slices would each get a full-size gradient.
-        for name, *tokens, order in zip(
-            self.directions, inner.unbind(1), parts.unbind(1), orders
-        ):
-            self.taps.emit(name, *tokens, order, grid)
-        out = parts.sum(1)
-        bias = self.out_proj.bias
-        if bias is not None:
-            out = out + (bias if self.gamma is None else bias * self.gamma)
-        return out
+        scanned = self._scan(u, orders, moves, 'sum' if merge else 'stack')
+        # One gate for all directions: cheaper than to pass z to the scan.
+        return (gate if merge else gate.unsqueeze(1)) * scanned
 
     def _scan(
         self, u: Tensor, orders: Tensor, moves: Tensor, merge: str

@@ -7,7 +7,9 @@ it; the mixer computes the tapped tensor only then. A recorder that attaches
 its hooks for the recorded pass alone therefore costs nothing elsewhere.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
@@ -17,12 +19,19 @@ Grid = tuple[int, ...]
 
 
 class DirectionTap(nn.Module):
-    """Shows one direction's tokens to whoever hooked it."""
+    """Shows one direction's tokens to whoever hooked it.
+
+    Attributes:
+        held (bool): Whether the tap counts as active without a hook. Set by
+            :func:`recomputation_contexts` alone.
+    """
+
+    held = False
 
     @property
     def active(self) -> bool:
-        """bool: Whether a forward hook is attached."""
-        return bool(self._forward_hooks)
+        """bool: Whether the mixer must compute the tapped tensor."""
+        return self.held or bool(self._forward_hooks)
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Returns ``tokens``; a hook also sees ``grid`` among the inputs.
@@ -79,3 +88,37 @@ class DirectionTaps(nn.Module):
         ):
             if tap.active:
                 tap(reorder(tokens, order), grid)
+
+
+def recomputation_contexts(
+    block: nn.Module,
+) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """``context_fn`` of ``torch.utils.checkpoint.checkpoint``.
+
+    A recorder has removed its hooks by the time a block is computed again.
+    The taps that were active at first are held open then, so that both
+    passes do the same.
+
+    Args:
+        block (nn.Module): What is checkpointed.
+
+    Returns:
+        tuple: Contexts of the first and of the second pass.
+    """
+    taps = [
+        module
+        for module in block.modules()
+        if isinstance(module, DirectionTap) and module.active
+    ]
+    return contextlib.nullcontext(), _held(taps)
+
+
+@contextlib.contextmanager
+def _held(taps: Sequence[DirectionTap]) -> Iterator[None]:
+    for tap in taps:
+        tap.held = True
+    try:
+        yield
+    finally:
+        for tap in taps:
+            tap.held = False

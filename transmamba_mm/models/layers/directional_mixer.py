@@ -1,0 +1,135 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""What the mixers of all backbones share.
+
+Every mixer is ``in_proj``, a convolution, ``x_proj`` and ``dt_proj``, scans
+in several directions, a gate and ``out_proj``. What differs is the
+convolution, what the directions share, and how they are put together; that is
+what a subclass of :class:`DirectionalMixer` states.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from transmamba_mm.ops import linear
+
+from .linear import Linear
+from .taps import DirectionTaps, Grid
+
+
+class DirectionalMixer(nn.Module, ABC):
+    """A token mixer whose scan directions add up.
+
+    A subclass calls :meth:`_add_output` when it has registered its own
+    parameters, and defines :meth:`mix` and :meth:`sequence_orders`.
+
+    Args:
+        embed_dims (int): Token width ``d_model``.
+        directions (Sequence[str]): Names of the scan directions.
+        d_state (int): State size N.
+        expand (float): ``d_inner = int(expand * d_model)``.
+        dt_rank (int, optional): Rank of the step-size projection. None means
+            ``ceil(d_model / 16)``.
+        bias (bool): Whether ``in_proj`` has one.
+        gated (bool): Whether ``in_proj`` gives a gate as well. Defaults to
+            True.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        directions: Sequence[str],
+        d_state: int,
+        expand: float,
+        dt_rank: Optional[int],
+        bias: bool,
+        gated: bool = True,
+    ) -> None:
+        super().__init__()
+        self.embed_dims = embed_dims
+        self.directions = tuple(directions)
+        self.d_inner = int(expand * embed_dims)
+        self.d_state = d_state
+        self.dt_rank = dt_rank or math.ceil(embed_dims / 16)
+        self.in_proj = Linear(
+            embed_dims, (2 if gated else 1) * self.d_inner, bias=bias
+        )
+
+    def _add_output(self, bias: bool, layer_scale: float = 0.0) -> None:
+        """Registers what follows the scans.
+
+        Args:
+            bias (bool): Whether ``out_proj`` has one.
+            layer_scale (float): Initial value of a learned output scale; 0
+                for none. Defaults to 0.
+        """
+        self.out_proj = Linear(self.d_inner, self.embed_dims, bias=bias)
+        self.gamma = (
+            nn.Parameter(layer_scale * torch.ones(self.embed_dims))
+            if layer_scale
+            else None
+        )
+        self.taps = DirectionTaps(self.directions)
+
+    @abstractmethod
+    def mix(self, x: Tensor, grid: Grid, merge: bool) -> Tensor:
+        """Runs all of the mixer before ``out_proj``.
+
+        Args:
+            x (Tensor): Tokens (B, L, embed_dims).
+            grid (tuple[int, ...]): Patch grid.
+            merge (bool): Whether to add the directions up.
+
+        Returns:
+            Tensor: (B, L, d_inner), or each direction's summand of that,
+            (B, K, L, d_inner), in the order of the tokens.
+        """
+
+    @abstractmethod
+    def sequence_orders(
+        self, length: int, grid: Grid, device: torch.device
+    ) -> Sequence[Tensor]:
+        """The token that each direction visits at each step.
+
+        Args:
+            length (int): Tokens L, class tokens included.
+            grid (tuple[int, ...]): Patch grid.
+            device (torch.device): Where the result lives.
+
+        Returns:
+            Sequence[Tensor]: One integer tensor (L,) per direction.
+        """
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Mixes tokens.
+
+        Args:
+            x (Tensor): Tokens (B, L, embed_dims) in raster order, class
+                tokens included.
+            grid (tuple[int, ...]): Patch grid, (h, w) or (t, h, w).
+
+        Returns:
+            Tensor: (B, L, embed_dims).
+        """
+        if not any(map(self.taps.active, self.directions)):
+            out = self.out_proj(self.mix(x, grid, merge=True))
+            return out if self.gamma is None else out * self.gamma
+        # Projecting each direction replaces projecting their sum.
+        inner = self.mix(x, grid, merge=False)
+        parts = linear(inner, self.out_proj.weight)
+        parts = parts if self.gamma is None else parts * self.gamma
+        orders = self.sequence_orders(x.shape[1], grid, x.device)
+        # unbind: slices would each get a full-size gradient.
+        for name, *tokens, order in zip(
+            self.directions, inner.unbind(1), parts.unbind(1), orders
+        ):
+            self.taps.emit(name, *tokens, order, grid)
+        out = parts.sum(1)
+        bias = self.out_proj.bias
+        if bias is not None:
+            out = out + (bias if self.gamma is None else bias * self.gamma)
+        return out
