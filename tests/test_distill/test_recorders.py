@@ -321,7 +321,7 @@ def test_taps_leave_no_trace(student, tap):
         for taps in student.backbone.taps()
         for name in student.backbone.directions
     )
-    assert recorder._records == []
+    assert recorder._seen == []
     assert recorder._block_inputs == {}
 
     calls = []
@@ -427,3 +427,36 @@ def test_taps_refuse_reentrant_checkpointing():
         student(images)
     with recorder, torch.no_grad():
         student(images)  # nothing to cut off
+
+
+@pytest.mark.parametrize('tap', DirectionTapsRecorder.TAPS)
+@pytest.mark.parametrize('directions', [None, ['snake_vertical']])
+def test_taps_reach_through_the_backbones_own_checkpointing(tap, directions):
+    """The graph, the taps' gradients and what is left behind are the same."""
+    images, _ = tiny_batch()
+    grads = {}
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        student = build(tiny_student(with_cp=with_cp)).train()
+        recorder = DirectionTapsRecorder(tap, directions)
+        recorder.initialize(student)
+        with recorder:
+            output = student(images)
+        taps = recorder.get_record_data()
+        assert len(taps) == 2 * len(directions or student.backbone.directions)
+        loss = output[0].square().sum()
+        loss = loss + sum(t.tokens.square().sum() * t.layer for t in taps)
+        loss.backward()
+        grads[with_cp] = {
+            name: parameter.grad
+            for name, parameter in student.backbone.named_parameters()
+        }
+        assert hooks_of(student) == 0
+        assert not any(
+            tap.active
+            for taps in student.backbone.taps()
+            for tap in (*taps.inner.values(), *taps.out.values())
+        )
+    for name, grad in grads[False].items():
+        torch.testing.assert_close(grads[True][name], grad, **SUM_TOL)
+        assert grad.abs().sum() > 0, name

@@ -2,7 +2,8 @@
 """What the command line tools do, as functions."""
 
 from .export import export_student
+from .flops import get_flops
 from .model_hub import register_models
 from .transfer_plan import plan_transfer
 
-__all__ = ['export_student', 'plan_transfer', 'register_models']
+__all__ = ['export_student', 'get_flops', 'plan_transfer', 'register_models']

@@ -68,7 +68,8 @@ class FeatureCalibration(BaseConnector):
             False.
         grid (tuple[int, ...], optional): Interpolate taps to this token
             grid first, for students whose grid differs from the teacher's.
-            Defaults to None, no interpolation.
+            Defaults to None: hierarchical students get the grid for which
+            the teacher was built, others no interpolation.
         init_cfg (dict, optional): mmengine initialisation.
 
     Raises:
@@ -111,6 +112,8 @@ class FeatureCalibration(BaseConnector):
             self.directions = backbone.directions
         if self.out_channels is None:
             self.out_channels = _width_of(teacher)
+        if self.grid is None and backbone.hierarchical:
+            self.grid = _grid_of(teacher)
         self._build()
 
     def _build(self) -> None:
@@ -182,4 +185,19 @@ def _width_of(teacher: nn.Module) -> int:
     raise ValueError(
         f'{type(teacher).__name__} does not declare its token width: set '
         f'out_channels of FeatureCalibration'
+    )
+
+
+def _grid_of(teacher: nn.Module) -> tuple[int, ...]:
+    """Patch grid for which a teacher was built."""
+    for module in teacher.modules():
+        # mmpretrain's name, and timm's.
+        for attribute in ('init_out_size', 'grid_size'):
+            value = getattr(module, attribute, None)
+            if isinstance(value, tuple):
+                return value
+    raise ValueError(
+        f'{type(teacher).__name__} does not declare its patch grid, to which '
+        f"a hierarchical student's tokens are interpolated: set grid=(h, w) "
+        f'of FeatureCalibration'
     )

@@ -195,7 +195,8 @@ class DirectionTapsRecorder(BaseRecorder):
     Raises:
         ValueError: If ``tap`` or a direction does not exist.
         RuntimeError: If a layer is recorded inside reentrant activation
-            checkpointing, which would cut the taps off the graph.
+            checkpointing, which would cut the taps off the graph. The
+            backbones' own ``with_cp=True`` is supported.
         TypeError: If the model holds no student backbone.
     """
 
@@ -213,7 +214,7 @@ class DirectionTapsRecorder(BaseRecorder):
         self.directions = directions
         self._backbone: Optional[MambaBackbone] = None
         self._handles: list[Any] = []
-        self._records: list[TapRecord] = []
+        self._seen: list[tuple[int, str, Tensor, tuple]] = []
         self._with_grad = False
         self._block_inputs: dict[int, Tensor] = {}
 
@@ -230,7 +231,7 @@ class DirectionTapsRecorder(BaseRecorder):
 
     def __enter__(self) -> None:
         super().__enter__()
-        self._records = []
+        self._seen = []
         backbone = self._backbone
         self._handles.append(
             backbone.register_forward_pre_hook(self._note_grad_mode)
@@ -263,13 +264,11 @@ class DirectionTapsRecorder(BaseRecorder):
             if torch.is_grad_enabled() != self._with_grad:
                 raise RuntimeError(
                     f'layer {layer} runs without gradient while its taps are '
-                    f'recorded: taps cannot be distilled through activation '
-                    f'checkpointing; leave activation_checkpointing out'
+                    f'recorded: reentrant activation checkpointing cuts them '
+                    f'off; leave activation_checkpointing out and set '
+                    f'with_cp=True of the student backbone instead'
                 )
-            grid = tuple(inputs[1])
-            self._records.append(
-                self._make_record(layer, direction, tokens, grid)
-            )
+            self._seen.append((layer, direction, tokens, tuple(inputs[1])))
 
         return hook
 
@@ -306,5 +305,8 @@ class DirectionTapsRecorder(BaseRecorder):
             handle.remove()
         self._handles = []
         if exc_type is None:
-            self._data_buffer.append(self._records)
-        self._records, self._block_inputs = [], {}
+            # Not in the hooks: what runs there is run again by activation
+            # checkpointing, which has no hooks then.
+            records = [self._make_record(*seen) for seen in self._seen]
+            self._data_buffer.append(records)
+        self._seen, self._block_inputs = [], {}

@@ -81,7 +81,8 @@ def _fits_coefs(shape, batch, channels, length, N, K) -> bool:
         return shape == (channels, N)
     if len(shape) != 4 or shape != (batch, shape[1], N, length):
         return False
-    groups, rest = divmod(shape[1], K or 1)
+    # Sizes are tensors while TorchScript traces.
+    groups, rest = divmod(int(shape[1]), K or 1)
     return groups > 0 and rest == 0 and channels % groups == 0
 
 

@@ -160,7 +160,7 @@ class AttentionSSM(SSMSource):
         wanted = ('ssm.in_proj.weight', 'ssm.in_proj.bias')
         if reason:
             entry.note = reason
-        elif kind == 'ssm.x_proj.weight' and len(entry.shape) == 2:
+        elif kind == 'ssm.x_proj.weight':
             self._fill_x_proj(entry, layer, source, qkv, subcloner)
         elif kind in wanted:
             self._fill_in_proj(entry, layer, source, kind, subcloner)
@@ -195,14 +195,18 @@ class AttentionSSM(SSMSource):
         if qkv is None:
             entry.note = 'SSM; the teacher has no such projection'
             return
-        d_inner = entry.shape[0] // 2
+        d_inner = self._size(layer, 'ssm.conv.weight', 0, sub)
         value = qkv.chunk(3)[2][self._value_rows(d_inner, source, sub)]
         if value.dim() == 2:
             value = self._columns(value, entry.shape[1], sub)
         entry.rule, entry.value = 'attention', value
         entry.source = sub.teacher.names[key]
         entry.index = (slice(0, d_inner),)
-        entry.note = 'x half from V; z half fresh'
+        entry.note = (
+            'from V'
+            if entry.shape[0] == d_inner
+            else 'x half from V; z half fresh'
+        )
 
     def _fill_x_proj(
         self,
@@ -216,13 +220,13 @@ class AttentionSSM(SSMSource):
             entry.note = 'SSM; the teacher has no such projection'
             return
         dims = sub.backbone.layer_dims[layer]
-        d_state = self._d_state(entry.name, sub)
+        d_state = self._size(layer, 'ssm.A', -1, sub)
         width = qkv.shape[0] // 3
         if d_state > width:
             entry.note = f'SSM; d_state {d_state} > attention width {width}'
             return
         query, key, value = qkv.double().chunk(3)
-        rows = self._value_rows(entry.shape[1], source, sub)
+        rows = self._value_rows(entry.shape[-1], source, sub)
         back = torch.linalg.pinv(self._columns(value[rows], dims, sub))
         states = (
             torch.arange(width)
@@ -233,18 +237,30 @@ class AttentionSSM(SSMSource):
             self._columns(weight[states], dims, sub) @ back
             for weight in (key, query)
         ]
-        start = entry.shape[0] - 2 * d_state
-        entry.rule, entry.value = 'attention', torch.cat(blocks).to(qkv.dtype)
+        # One copy for each direction where they have projections of their own.
+        directions, rows = entry.shape[:-2], entry.shape[-2]
+        value = torch.cat(blocks).to(qkv.dtype)
+        entry.rule, entry.value = (
+            'attention',
+            value.expand(*directions, -1, -1),
+        )
         entry.source = sub.teacher.names[f'layers.{source}.{QKV}.weight']
-        entry.index = (slice(start, entry.shape[0]),)
+        entry.index = (
+            *(slice(0, size) for size in directions),
+            slice(rows - 2 * d_state, rows),
+        )
         entry.note = 'B from K, C from Q; dt rows fresh'
 
     @staticmethod
-    def _d_state(name: str, sub: 'Subcloner') -> int:
-        """State size N, the last dimension of the layer's ``A_log``."""
-        mixer = name.rsplit('x_proj', 1)[0]
+    def _size(layer: int, role: str, dim: int, sub: 'Subcloner') -> int:
+        """Size of the layer's first parameter whose role starts so."""
+        role = f'layers.{layer}.{role}'
         parameters = dict(sub.student.named_parameters())
-        return parameters[f'{mixer}A_log'].shape[-1]
+        return next(
+            parameters[name].shape[dim]
+            for name, own in sub.roles.items()
+            if own.startswith(role)
+        )
 
 
 def build_ssm_source(

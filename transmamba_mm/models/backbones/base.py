@@ -40,6 +40,7 @@ class MambaBackbone(BaseModule):
             direction.
         layer_dims (tuple[int, ...]): Width ``d_model`` of each mixer, in
             depth order.
+        hierarchical (bool): Whether the mixers work on several grids.
         num_extra_tokens (int): Class tokens in the token sequence; see
             :meth:`class_token_slots` for where they stand.
         PARAM_ROLES (tuple[tuple[str, str], ...]): ``(pattern, role)`` pairs.
@@ -72,6 +73,7 @@ class MambaBackbone(BaseModule):
 
     directions: tuple[str, ...] = ()
     layer_dims: tuple[int, ...] = ()
+    hierarchical: bool = False
     num_extra_tokens: int = 0
     PARAM_ROLES: ClassVar[tuple[tuple[str, str], ...]] = ()
     OUT_TYPES: ClassVar[tuple[str, ...]] = ('raw', 'featmap', 'avg_featmap')

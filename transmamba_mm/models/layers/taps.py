@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
+import torch
 from torch import Tensor, nn
 
 from transmamba_mm.ops import reorder
@@ -31,7 +32,9 @@ class DirectionTap(nn.Module):
     @property
     def active(self) -> bool:
         """bool: Whether the mixer must compute the tapped tensor."""
-        return self.held or bool(self._forward_hooks)
+        # A tracer hooks all modules, but records none of the taps.
+        hooked = self._forward_hooks and not torch.jit.is_tracing()
+        return self.held or bool(hooked)
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Returns ``tokens``; a hook also sees ``grid`` among the inputs.

@@ -1,0 +1,68 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Print parameters and FLOPs of a config's model, scans included.
+
+FLOPs are multiply-accumulates of one image or video, as in mmpretrain. Of a
+distillation config the student is counted, which is what remains after
+training.
+
+Example::
+
+    python tools/analysis_tools/get_flops.py CONFIG --shape 384 384
+"""
+
+import argparse
+
+from mmengine.config import DictAction
+from mmengine.registry import init_default_scope
+
+import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
+from transmamba_mm.apis import get_flops
+from transmamba_mm.registry import MODELS
+from transmamba_mm.utils import cli
+
+
+def main() -> None:
+    """Run the tool."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', help='config with a model')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs='+',
+        default=[224, 224],
+        metavar='SIZE',
+        help='height and width, with the number of frames before them for a '
+        'video; one number means a square image; defaults to 224 224',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config',
+    )
+    args = parser.parse_args()
+    if len(args.shape) > 3:
+        raise cli.UsageError('--shape takes at most three numbers: T H W')
+    size = args.shape * 2 if len(args.shape) == 1 else args.shape
+    args.launcher, args.local_rank = 'none', 0
+    cfg = cli.load_config(args)
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    model = MODELS.build(cfg.model)
+    model = getattr(model, 'student', model)
+    shape = (3, *size)
+    try:
+        flops = get_flops(model, shape)
+    except ValueError as error:
+        raise cli.UsageError(str(error)) from error
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f'input       {"x".join(map(str, shape))}')
+    print(f'parameters  {parameters:,}')
+    print(f'FLOPs       {flops:,} ({flops / 1e9:.2f} G)')
+
+
+if __name__ == '__main__':
+    cli.run_main(main)
