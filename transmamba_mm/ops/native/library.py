@@ -117,13 +117,23 @@ FUNCTIONS = {
 
 
 @functools.cache
-def unavailable() -> Optional[str]:
-    """Tell why :func:`load` fails on this machine; None if it does not."""
+def _load_error() -> Optional[str]:
     try:
         load()
     except LibraryError as error:
         return str(error)
     return None
+
+
+def unavailable() -> Optional[str]:
+    """Tell why :func:`load` fails on this machine; None if it does not."""
+    return _load_error()
+
+
+# torch.compile then asks once, instead of tracing how a library is loaded.
+# `torch.compiler.assume_constant_result` sets nothing else, but imports the
+# compiler, which takes a second.
+unavailable._dynamo_marked_constant = True
 
 
 @functools.cache
