@@ -4,6 +4,13 @@
 from .export import export_student
 from .flops import get_flops
 from .model_hub import register_models
+from .official import convert_official
 from .transfer_plan import plan_transfer
 
-__all__ = ['export_student', 'get_flops', 'plan_transfer', 'register_models']
+__all__ = [
+    'convert_official',
+    'export_student',
+    'get_flops',
+    'plan_transfer',
+    'register_models',
+]

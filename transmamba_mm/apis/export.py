@@ -8,6 +8,8 @@ from typing import Optional
 import torch
 from mmengine.config import Config
 
+from transmamba_mm.utils.checkpoint import strip_prefix
+
 _PREFIX = 'architecture.'
 # Variables of our configs that describe the distillation, not the student.
 _LEFTOVERS = ('student', 'teacher', 'distiller', 'custom_hooks')
@@ -40,11 +42,8 @@ def export_student(
         raise FileNotFoundError(f"checkpoint '{checkpoint}' does not exist")
     content = torch.load(checkpoint, map_location='cpu', weights_only=True)
     state = content.get('state_dict', {})
-    student = {
-        key[len(_PREFIX) :]: value
-        for key, value in state.items()
-        if key.startswith(_PREFIX)
-    }
+    # With the metadata: it says which model the weights are of.
+    student = strip_prefix(state, _PREFIX)
     meta = content.get('meta', {})
     if not student or 'cfg' not in meta:
         raise ValueError(

@@ -5,10 +5,13 @@ Cures:      resuming from, or loading, any checkpoint that MMEngine's Runner
             wrote fails with ``UnpicklingError: Weights only load failed``.
             Since torch 2.6 ``torch.load`` is ``weights_only`` by default,
             and a Runner checkpoint also holds ``HistoryBuffer`` objects.
+            The official checkpoints of the backbones hold, in turn, the
+            arguments of their training: an ``argparse.Namespace`` (Vim,
+            VideoMamba) or a ``CfgNode`` of yacs (VMamba).
 Versions:   mmengine <= 0.10.7 with torch >= 2.6, numpy 1 and 2.
 Delete:     when mmengine declares its own safe globals.
 
-Safety: nothing becomes unsafe. The classes below only hold numbers, and the
+Safety: nothing becomes unsafe. The classes below only hold values, and the
 one function that could reach further, ``getattr`` (pickle stores a method of
 a class as a call of it), is replaced by a version that knows four methods of
 ``HistoryBuffer`` and refuses everything else.
@@ -16,7 +19,9 @@ a class as a call of it), is replaced by a version that knows four methods of
 
 from __future__ import annotations
 
+import argparse
 import pickle
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -63,6 +68,9 @@ def allow_mmengine_checkpoints() -> str:
                 for name in ('_reconstruct', 'scalar')
             ),
             (_restricted_getattr, 'builtins.getattr'),
+            argparse.Namespace,
+            # A dict, read as one whether yacs is installed or not.
+            (OrderedDict, 'yacs.config.CfgNode'),
         ]
     )
     return 'load with weights_only=True'

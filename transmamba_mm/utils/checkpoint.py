@@ -2,55 +2,151 @@
 """Reading state dicts from the checkpoint files of several code bases."""
 
 import os.path as osp
+from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 _WRAPPERS = ('state_dict', 'model', 'module')
+_AVERAGED = 'model_ema'
+_PARALLEL = 'module.'
 
 
-def read_state_dict(path: str) -> dict[str, Tensor]:
-    """Reads the tensors of a checkpoint, whoever wrote it.
+def read_checkpoint(path: str) -> Any:
+    """Reads a checkpoint file without running code that it may hold.
 
-    Accepts a bare state dict, or one under ``state_dict`` (mmengine),
-    ``model`` (DeiT, PlainMamba, Vim) or ``module`` (DeepSpeed); a ``module.``
-    prefix of data-parallel training is dropped. From torch 2.6 on, files are
-    loaded with ``weights_only=True``.
+    From torch 2.6 on, files are loaded with ``weights_only=True``. What
+    mmengine and the official code of the backbones store beside tensors is
+    declared safe by :mod:`transmamba_mm.compat.checkpoints`.
 
     Args:
         path (str): Local path or URL.
 
     Returns:
-        dict[str, Tensor]: Tensors on the CPU.
+        Any: The content, its tensors on the CPU.
 
     Raises:
         FileNotFoundError: If a local path does not exist.
-        ValueError: If the file holds no tensors.
+        pickle.UnpicklingError: If the file holds other objects.
     """
     if '://' not in path and not osp.isfile(path):
         raise FileNotFoundError(
             f"checkpoint '{path}' does not exist; give the path or URL of a "
             f'trained checkpoint'
         )
-    content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    for key in _WRAPPERS:
-        inner = content.get(key) if isinstance(content, Mapping) else None
-        if isinstance(inner, Mapping):
-            content = inner
+    if path.startswith(('http://', 'https://')):
+        # MMEngine's own loader would unpickle anything here.
+        return torch.hub.load_state_dict_from_url(
+            path, map_location='cpu', progress=False, weights_only=True
+        )
+    return CheckpointLoader.load_checkpoint(path, map_location='cpu')
+
+
+def unwrap_state_dict(
+    content: Any, source: str = 'the checkpoint', ema: bool = False
+) -> 'OrderedDict[str, Tensor]':
+    """Finds the tensors in the content of a checkpoint, whoever wrote it.
+
+    Accepts what :func:`read_state_dict` does, also several wrappers inside
+    each other.
+
+    Args:
+        content (Any): What the file holds.
+        source (str): Name of the file in error messages.
+        ema (bool): Take the averaged weights under ``model_ema``. Defaults
+            to False.
+
+    Returns:
+        OrderedDict[str, Tensor]: The tensors, with the ``_metadata`` that
+        torch stores with a state dict.
+
+    Raises:
+        ValueError: If there are no tensors, or no averaged weights.
+    """
+    if ema:
+        content = content if isinstance(content, Mapping) else {}
+        if not isinstance(content.get(_AVERAGED), Mapping):
+            raise ValueError(
+                f"checkpoint '{source}' holds no averaged weights under "
+                f"'{_AVERAGED}', only {', '.join(map(repr, content))}: leave "
+                f'the choice of averaged weights out'
+            )
+        content = content[_AVERAGED]
+    while True:
+        inners = content if isinstance(content, Mapping) else {}
+        inners = [inners.get(key) for key in _WRAPPERS]
+        inners = [inner for inner in inners if isinstance(inner, Mapping)]
+        if not inners:
             break
+        content = inners[0]
+    metadata = getattr(content, '_metadata', None)
     if not isinstance(content, Mapping):
         content = {}
-    tensors = {
-        key: value
+    tensors = OrderedDict(
+        (key, value)
         for key, value in content.items()
         if isinstance(value, Tensor)
-    }
+    )
     if not tensors:
         raise ValueError(
-            f"checkpoint '{path}' holds no tensors at its top level or under "
-            f'{", ".join(_WRAPPERS)}'
+            f"checkpoint '{source}' holds no tensors at its top level or "
+            f'under {", ".join(_WRAPPERS)}'
         )
-    if all(key.startswith('module.') for key in tensors):
-        tensors = {key[len('module.') :]: v for key, v in tensors.items()}
+    tensors._metadata = metadata or OrderedDict()
+    if all(key.startswith(_PARALLEL) for key in tensors):
+        tensors = strip_prefix(tensors, _PARALLEL)
     return tensors
+
+
+def strip_prefix(
+    state_dict: Mapping[str, Tensor], prefix: str
+) -> 'OrderedDict[str, Tensor]':
+    """The part of a state dict below a prefix, with its metadata.
+
+    Args:
+        state_dict (Mapping[str, Tensor]): A state dict.
+        prefix (str): A prefix that ends in a dot.
+
+    Returns:
+        OrderedDict[str, Tensor]: The entries that have the prefix, without
+        it.
+    """
+    part = OrderedDict(
+        (key[len(prefix) :], value)
+        for key, value in state_dict.items()
+        if key.startswith(prefix)
+    )
+    # The name of a module is its prefix without the dot.
+    metadata = getattr(state_dict, '_metadata', None) or {}
+    part._metadata = OrderedDict(
+        (f'{name}.'[len(prefix) : -1], dict(note))
+        for name, note in metadata.items()
+        if f'{name}.'.startswith(prefix)
+    )
+    return part
+
+
+def read_state_dict(path: str, ema: bool = False) -> dict[str, Tensor]:
+    """Reads the tensors of a checkpoint, whoever wrote it.
+
+    Accepts a bare state dict, or one under ``state_dict`` (mmengine),
+    ``model`` (DeiT, PlainMamba, Vim) or ``module`` (DeepSpeed); a ``module.``
+    prefix of data-parallel training is dropped. See :func:`read_checkpoint`
+    for how the file is read.
+
+    Args:
+        path (str): Local path or URL.
+        ema (bool): Take the averaged weights under ``model_ema``. Defaults
+            to False.
+
+    Returns:
+        dict[str, Tensor]: Tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: If a local path does not exist.
+        ValueError: If the file holds no tensors, or no averaged weights.
+    """
+    return unwrap_state_dict(read_checkpoint(path), path, ema)

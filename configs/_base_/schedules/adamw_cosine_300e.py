@@ -32,6 +32,7 @@ optim_wrapper = dict(
             '.A_log': dict(decay_mult=0.0),
             '.A_b_log': dict(decay_mult=0.0),
             '.direction_Bs': dict(decay_mult=0.0),
+            '.dt_projs_bias': dict(decay_mult=0.0),
         },
     ),
     clip_grad=dict(max_norm=5.0),

@@ -11,13 +11,17 @@ from pathlib import Path
 
 import golden_plain_mamba
 import golden_scan
+import golden_video_mamba
 import golden_vim
+import golden_vmamba
 from golden_files import Golden
 
 RUNNERS = {
     **golden_scan.RUNNERS,
     **golden_plain_mamba.RUNNERS,
+    **golden_video_mamba.RUNNERS,
     **golden_vim.RUNNERS,
+    **golden_vmamba.RUNNERS,
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Union
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit, update_init_info
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,7 +25,12 @@ from torch.utils.checkpoint import checkpoint
 from ..class_tokens import join_class_tokens, split_class_tokens
 from ..layers import DirectionTaps
 from ..layers.taps import Grid, recomputation_contexts
+from ..loading import filter_classifier_state, load_backbone
+from ..official import NOTE, OfficialFormat, check_layout, note_layout
 from ..scan_orders import scan_order
+
+# Parameters, by the start of their names, that precede the first layer.
+_EMBEDDINGS = ('pos_embed', 'temporal_pos_embedding', 'cls_token')
 
 
 class MambaBackbone(BaseModule):
@@ -54,10 +59,17 @@ class MambaBackbone(BaseModule):
         ARCH_OPTIONS (dict[str, Any]): Keys that an ``arch`` may leave out,
             with their defaults. The keys it must have are
             :attr:`ARCH_KEYS`.
+        FAMILY (str): Name of the model family, for checkpoints.
+        OFFICIAL (OfficialFormat): What the checkpoints that the authors
+            released are like; see also :meth:`convert_official`.
+        OPTIONAL_KEYS (str): Regular expression for the beginning of names
+            of tensors that a pre-trained checkpoint need not have, or may
+            have beyond this backbone's.
 
     Args:
-        out_indices (Sequence[int] | int): Layers whose output is returned;
-            negative counts from the end. Defaults to -1.
+        out_indices (Sequence[int] | int): Layers, or stages of a
+            hierarchical backbone, whose output is returned; negative counts
+            from the end. Defaults to -1.
         out_type (str): ``'raw'`` (B, L, C), ``'featmap'`` (B, C, h, w),
             ``'avg_featmap'`` (B, C), or ``'cls_token'`` (B, C). Defaults to
             ``'avg_featmap'``.
@@ -81,6 +93,9 @@ class MambaBackbone(BaseModule):
     ARCHS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     ARCH_KEYS: ClassVar[tuple[str, ...]] = ('embed_dims', 'num_layers')
     ARCH_OPTIONS: ClassVar[Mapping[str, Any]] = {}
+    FAMILY: ClassVar[str] = ''
+    OFFICIAL: ClassVar[OfficialFormat] = OfficialFormat()
+    OPTIONAL_KEYS: ClassVar[str] = r'norm_layer\d+\.'
 
     def __init__(
         self,
@@ -102,6 +117,8 @@ class MambaBackbone(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
+        self._register_state_dict_hook(note_layout)
+        self._register_load_state_dict_pre_hook(self._check_layout)
         self._register_load_state_dict_pre_hook(self._fit_pos_embed)
 
     # ------------------------------------------------------ the contract
@@ -151,13 +168,93 @@ class MambaBackbone(BaseModule):
         roles = {}
         for name, _ in self.named_parameters():
             for pattern, role in self.PARAM_ROLES:
-                match = re.fullmatch(pattern, name)
+                match = re.fullmatch(pattern, self._name_for_roles(name))
                 if match:
                     roles[name] = match.expand(role)
                     break
         return roles
 
+    # -------------------------------------------------------- checkpoints
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """dict: What the names and shapes of the tensors cannot tell.
+
+        Plain values only. They are stored with a state dict, and one with
+        other values is refused. A subclass adds its own.
+        """
+        family = {'family': self.FAMILY} if self.FAMILY else {}
+        return {**family, 'directions': self.directions}
+
+    @staticmethod
+    def convert_official(state_dict: Mapping[str, Tensor]) -> Mapping:
+        """Names an official state dict's tensors as a classifier's.
+
+        Args:
+            state_dict (Mapping[str, Tensor]): Tensors as they are named in
+                the released files.
+
+        Returns:
+            Mapping[str, Tensor]: The tensors under ``backbone.`` and
+            ``head.fc.``.
+        """
+        return state_dict
+
+    @staticmethod
+    def families() -> dict[str, type['MambaBackbone']]:
+        """The backbone of each :attr:`FAMILY`."""
+        found, todo = {}, [MambaBackbone]
+        while todo:
+            todo += (kind := todo.pop()).__subclasses__()
+            if vars(kind).get('FAMILY'):
+                found[kind.FAMILY] = kind
+        return found
+
+    def init_weights(self) -> None:
+        """Draws start values, or loads the file of a ``Pretrained`` one.
+
+        Unlike MMEngine, which only warns of what does not fit, this loads
+        strictly, and official files as well.
+        """
+        asked = self.init_cfg or []
+        asked = [asked] if isinstance(asked, dict) else list(asked)
+        files = [
+            cfg
+            for cfg in asked
+            if cfg['type'] in ('Pretrained', PretrainedInit)
+        ]
+        if self.is_init or not files:
+            super().init_weights()
+            return
+        kept = self.init_cfg
+        self.init_cfg = [cfg for cfg in asked if cfg not in files]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = kept
+        for cfg in files:
+            load_backbone(self, cfg['checkpoint'], cfg.get('prefix'))
+            if hasattr(self, '_params_init_info'):
+                update_init_info(self, f'loaded from {cfg["checkpoint"]}')
+
+    def _checkpoint_filter(
+        self, state_dict: dict, prefix: str, local_metadata, strict, *args
+    ) -> None:
+        """Run by mmpretrain's classifiers before they load anything."""
+        filter_classifier_state(self, state_dict, prefix, strict)
+
+    def _check_layout(
+        self, state_dict: dict, prefix: str, local_metadata: dict, *args
+    ) -> None:
+        """Refuses a checkpoint of a model that only looks alike."""
+        if any(key.startswith(prefix) for key in state_dict):
+            check_layout(self, local_metadata.get(NOTE, {}))
+
     # ------------------------------------------------ for the subclasses
+
+    def _name_for_roles(self, name: str) -> str:
+        """A parameter's name as :attr:`PARAM_ROLES` knows it."""
+        return name
 
     def _resolve_arch(self, arch: Union[str, Mapping]) -> dict[str, Any]:
         """Looks a preset up and fills in a dict's optional keys.
@@ -202,17 +299,23 @@ class MambaBackbone(BaseModule):
         """int: Number of mixers."""
         return len(self.layer_dims)
 
+    @property
+    def num_outputs(self) -> int:
+        """int: What ``out_indices`` can choose from: layers, or stages."""
+        return self.num_layers
+
     def _resolve_out_indices(self) -> tuple[int, ...]:
         """Turns the asked ``out_indices`` into non-negative ones."""
         asked = self._asked_out_indices
         asked = [asked] if isinstance(asked, int) else list(asked)
         resolved = []
         for index in asked:
-            positive = index + self.num_layers if index < 0 else index
-            if not 0 <= positive < self.num_layers:
+            positive = index + self.num_outputs if index < 0 else index
+            if not 0 <= positive < self.num_outputs:
+                levels = 'stages' if self.hierarchical else 'layers'
                 raise ValueError(
                     f'out_indices holds {index}, but '
-                    f'{type(self).__name__} has {self.num_layers} layers'
+                    f'{type(self).__name__} has {self.num_outputs} {levels}'
                 )
             resolved.append(positive)
         return tuple(resolved)
@@ -271,7 +374,7 @@ class MambaBackbone(BaseModule):
                 module.eval()
                 module.requires_grad_(False)
         for name, parameter in self.named_parameters(recurse=False):
-            if name.startswith(('pos_embed', 'cls_token')):
+            if name.startswith(_EMBEDDINGS):
                 parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'MambaBackbone':
@@ -303,7 +406,7 @@ class MambaBackbone(BaseModule):
         if not param_name.startswith(prefix):
             return depths - 1, depths
         name = param_name[len(prefix) :]
-        if name.startswith(('pos_embed', 'cls_token', 'patch_embed')):
+        if name.startswith((*_EMBEDDINGS, 'patch_embed')):
             return 0, depths
         if name.startswith('layers.'):
             return int(name.split('.')[1]) + 1, depths

@@ -182,6 +182,8 @@ class PlainMamba(MambaBackbone):
         (r'ln1\.(weight|bias)', r'final_norm.\1'),
     )
 
+    FAMILY = 'plainmamba'
+
     def __init__(
         self,
         arch: Union[str, dict] = 'pmamba-tiny',

@@ -11,26 +11,29 @@ Differences: images of other sizes than ``img_size`` are accepted, and the
 position embedding is stretched to them, around the class token wherever it
 stands; layer outputs, feature maps and the taps of each direction are
 available. The gradient of ``bimamba_type='v1'`` is the true one; the
-original's fused kernel lost a part of it. Rotary positions
-(``if_rope``), ``if_bidirectional`` and randomly placed class tokens, which no
-released model has, are not supported.
+original's fused kernel lost a part of it. ``if_bidirectional``, randomly
+placed class tokens and shuffled or flipped sequences, which no released model
+has, are not supported.
 """
 
-import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Optional, Union
 
 import torch
-from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule, ModuleList
-from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
 
 from transmamba_mm.registry import MODELS
 
-from ..class_tokens import join_class_tokens, split_class_tokens
-from ..layers import BidirectionalMixer, DirectionTaps, OverlapPatchEmbed
-from .base import MambaBackbone
+from ..class_tokens import split_class_tokens
+from ..layers import OverlapPatchEmbed, RotaryPositions
+from ..layers.taps import Grid
+from ..official import OfficialFormat
+from .bidirectional import (
+    BidirectionalBackbone,
+    name_as_classifier,
+    unwrap_state_dict,
+)
 
 # A standard normal distribution, cut off at two standard deviations, has
 # this standard deviation.
@@ -51,51 +54,13 @@ def convert_vim_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         dict[str, Tensor]: The same tensors under ``backbone.`` and
         ``head.fc.``.
     """
-    state_dict = state_dict.get('model', state_dict)
-    return {
-        f'head.fc.{key[len("head.") :]}'
-        if key.startswith('head.')
-        else f'backbone.{key}': value
-        for key, value in state_dict.items()
-    }
-
-
-class VimBlock(BaseModule):
-    """A norm and a mixer, added to the residual stream.
-
-    The original hands a mixer's output to the next block, which adds it to
-    the stream first; this block adds it itself, which are the same sums.
-
-    Args:
-        embed_dims (int): Token width.
-        directions (Sequence[str]): Forward and backward scan order.
-        mixer_cfg (dict): Further arguments of :class:`BidirectionalMixer`.
-        norm_cfg (dict): Norm before the mixer.
-        drop_path_rate (float): Stochastic depth rate.
-    """
-
-    def __init__(
-        self,
-        embed_dims: int,
-        directions: Sequence[str],
-        mixer_cfg: dict,
-        norm_cfg: dict,
-        drop_path_rate: float,
-    ) -> None:
-        super().__init__()
-        self.norm = build_norm_layer(norm_cfg, embed_dims)
-        self.mixer = BidirectionalMixer(embed_dims, directions, **mixer_cfg)
-        self.drop_path = DropPath(drop_path_rate)
-
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Maps tokens (B, L, C), class tokens included, to the same shape."""
-        # The stream may be wider than the weights; see residual_in_fp32.
-        normed = self.norm(x.to(self.norm.weight.dtype))
-        return x + self.drop_path(self.mixer(normed, grid))
+    return name_as_classifier(
+        unwrap_state_dict(state_dict), {'head.': 'head.fc.'}
+    )
 
 
 @MODELS.register_module()
-class VisionMamba(MambaBackbone):
+class VisionMamba(BidirectionalBackbone):
     """Vision Mamba (Vim) backbone.
 
     TransMamba's ViM-T and ViM-S have 7.0 and 25.5 M parameters. That is
@@ -103,6 +68,11 @@ class VisionMamba(MambaBackbone):
     table also says 12 layers; with the widths of Vim and no FFN only
     ``expand=4`` and LayerNorm then come near (``tiny-d12`` and
     ``small-d12``, 6,974,500 and 25,450,468).
+
+    The original's ``final_pool_type``, which acts without class token, is
+    ``out_type`` here: ``'mean'`` is ``'avg_featmap'``, ``'none'`` is
+    ``'last_token'``, and ``'all'`` is ``'raw'``: a linear head on it gives
+    the logits of every token, whose maximum over the tokens is ``'max'``.
 
     Args:
         arch (str | dict): A preset of :attr:`ARCHS`, or a dict with
@@ -118,6 +88,15 @@ class VisionMamba(MambaBackbone):
         class_token (str): ``'middle'`` of the patches, as released,
             ``'head'`` (before them), ``'double'`` (one before and one after;
             features are their mean) or ``'none'``. Defaults to ``'middle'``.
+        abs_pos_embed (bool): Whether positions are learned and added.
+            Defaults to True.
+        rope (bool | str): Rotary positions: before each layer, rotate the
+            previous layer's output (True) or the whole residual stream
+            (``'residual'``, ``if_rope_residual`` of the original). See
+            :class:`~transmamba_mm.models.layers.RotaryPositions`. Defaults
+            to False.
+        rope_span (float): Positions along a side, however many patches it
+            has (``pt_hw_seq_len`` of the original). Defaults to 14.
         mixer_cfg (dict): Further arguments of
             :class:`~transmamba_mm.models.layers.BidirectionalMixer`, e.g.
             ``dict(bimamba_type='v1', divide_out=False)``. Defaults to
@@ -134,10 +113,13 @@ class VisionMamba(MambaBackbone):
             Defaults to 0.
         final_norm (bool): Normalise the last layer's output with
             ``norm_f``. Defaults to True.
-        out_indices (Sequence[int] | int): See :class:`MambaBackbone`.
+        out_indices (Sequence[int] | int): See :class:`MambaBackbone`. With
+            rotary positions, the output of a layer before the last is what
+            the next layer reads.
         out_type (str): See :class:`MambaBackbone`. ``'raw'`` includes the
             class tokens. ``'featmap'`` and ``'avg_featmap'`` do not.
-            Defaults to ``'cls_token'``.
+            ``'last_token'`` (B, C) is the last patch. Defaults to
+            ``'cls_token'``.
         frozen_stages (int): See :class:`MambaBackbone`.
         norm_eval (bool): See :class:`MambaBackbone`.
         with_cp (bool): See :class:`MambaBackbone`.
@@ -145,13 +127,11 @@ class VisionMamba(MambaBackbone):
             official start values.
 
     Raises:
-        ValueError: If ``arch``, ``class_token``, ``mixer_cfg``, ``stride``,
-            ``img_size``, ``out_type`` or ``out_indices`` is not supported.
+        ValueError: If ``arch``, ``class_token``, ``rope``, ``mixer_cfg``,
+            ``stride``, ``img_size``, ``out_type`` or ``out_indices`` is not
+            supported.
     """
 
-    ARCH_OPTIONS: ClassVar[dict] = dict(
-        expand=2, norm_cfg=dict(type='transmamba.RMSNorm', eps=1e-5)
-    )
     ARCHS: ClassVar[dict[str, dict]] = {
         'tiny': dict(embed_dims=192, num_layers=24),
         'small': dict(embed_dims=384, num_layers=24),
@@ -170,41 +150,15 @@ class VisionMamba(MambaBackbone):
         ),
     }
 
-    #: Parameters that hold class tokens, in the order of the sequence.
-    CLASS_TOKENS: ClassVar[dict[str, tuple[str, ...]]] = {
-        'none': (),
-        'head': ('cls_token',),
-        'middle': ('cls_token',),
-        'double': ('cls_token_head', 'cls_token_tail'),
-    }
+    OUT_TYPES = ('raw', 'featmap', 'avg_featmap', 'cls_token', 'last_token')
 
-    OUT_TYPES = ('raw', 'featmap', 'avg_featmap', 'cls_token')
-    FINAL_NORM = 'norm_f'
-
-    # Both directions have the role of the one they are built like, so that
-    # transfer treats them alike.
-    PARAM_ROLES = (
-        (r'patch_embed\.proj\.(weight|bias)', r'patch_embed.\1'),
-        (r'pos_embed', r'pos_embed'),
-        (r'cls_token(_head|_tail)?', r'cls_token'),
-        (r'layers\.(\d+)\.norm\.(weight|bias)', r'layers.\1.mixer_norm.\2'),
-        (
-            r'layers\.(\d+)\.mixer\.out_proj\.(weight|bias)',
-            r'layers.\1.mixer_out.\2',
-        ),
-        (
-            r'layers\.(\d+)\.mixer\.conv1d(?:_b)?\.(\w+)',
-            r'layers.\1.ssm.conv.\2',
-        ),
-        (
-            r'layers\.(\d+)\.mixer\.(x_proj|dt_proj)(?:_b)?\.(\w+)',
-            r'layers.\1.ssm.\2.\3',
-        ),
-        (r'layers\.(\d+)\.mixer\.(.+)', r'layers.\1.ssm.\2'),
-        (r'norm_f\.(weight|bias)', r'final_norm.\1'),
+    FAMILY = 'vim'
+    OFFICIAL = OfficialFormat(
+        names=('vim_',),
+        layout=dict(class_token='middle', divide_out=True),
+        mistaken_for=('videomamba',),
     )
-
-    directions = ('raster', 'raster_reverse')
+    convert_official = staticmethod(convert_vim_state_dict)
 
     def __init__(
         self,
@@ -214,6 +168,9 @@ class VisionMamba(MambaBackbone):
         stride: Optional[int] = None,
         in_channels: int = 3,
         class_token: str = 'middle',
+        abs_pos_embed: bool = True,
+        rope: Union[bool, str] = False,
+        rope_span: float = 14,
         mixer_cfg: Optional[dict] = None,
         norm_cfg: Optional[dict] = None,
         residual_in_fp32: bool = True,
@@ -228,110 +185,71 @@ class VisionMamba(MambaBackbone):
         init_cfg: Union[dict, list[dict], None] = None,
     ) -> None:
         super().__init__(
-            out_indices,
-            out_type,
-            frozen_stages,
-            norm_eval,
-            with_cp,
-            init_cfg,
+            arch,
+            partial(
+                OverlapPatchEmbed,
+                in_channels,
+                patch_size=patch_size,
+                stride=patch_size if stride is None else stride,
+                input_size=img_size,
+            ),
+            class_token,
+            abs_pos_embed,
+            mixer_cfg,
+            norm_cfg,
+            residual_in_fp32,
+            drop_rate,
+            drop_path_rate,
+            final_norm,
+            out_indices=out_indices,
+            out_type=out_type,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
         )
-        arch = self._resolve_arch(arch)
-        self._check_class_token(class_token)
-        stride = patch_size if stride is None else stride
-        if stride < 1:
-            raise ValueError(f'stride must be at least 1, got {stride}')
-        dims, depth = arch['embed_dims'], arch['num_layers']
-        self.embed_dims = dims
-        self.layer_dims = (dims,) * depth
-        self.class_token = class_token
-        self.num_extra_tokens = len(self.CLASS_TOKENS[class_token])
-        self.residual_in_fp32 = residual_in_fp32
-        self.out_indices = self._resolve_out_indices()
-
-        self.patch_embed = OverlapPatchEmbed(
-            in_channels, dims, patch_size, stride, img_size
-        )
-        h, w = self.patch_embed.init_out_size
-        for name in self.CLASS_TOKENS[class_token]:
-            self.register_parameter(
-                name, nn.Parameter(torch.empty(1, 1, dims))
+        self._check_rope(rope, class_token)
+        self.rope_residual = rope == 'residual'
+        self.rope = (
+            RotaryPositions(
+                self.embed_dims, self.patch_embed.init_out_size, rope_span
             )
-        self.pos_embed = nn.Parameter(
-            torch.empty(1, h * w + self.num_extra_tokens, dims)
+            if rope
+            else None
         )
-        self.drop_after_pos = nn.Dropout(drop_rate)
-
-        norm_cfg = norm_cfg or arch['norm_cfg']
-        mixer_cfg = {'expand': arch['expand'], **(mixer_cfg or {})}
-        rates = torch.linspace(0, drop_path_rate, depth, device='cpu')
-        self.layers = ModuleList(
-            VimBlock(dims, self.directions, mixer_cfg, norm_cfg, rate.item())
-            for rate in rates
-        )
-        self.norm_f = build_norm_layer(norm_cfg, dims) if final_norm else None
-        # Outputs of earlier layers have a norm of their own; the last
-        # layer's is `norm_f`.
-        for index in self.out_indices:
-            if index != depth - 1:
-                self.add_module(
-                    f'norm_layer{index}', build_norm_layer(norm_cfg, dims)
-                )
         self._draw_start_values()
         self._freeze_stages()
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """See :attr:`MambaBackbone.layout`."""
+        if self.rope is None:
+            return super().layout
+        return {**super().layout, 'rope_residual': self.rope_residual}
+
+    @staticmethod
+    def _check_rope(rope: Union[bool, str], class_token: str) -> None:
+        if rope not in (True, False, 'residual'):
+            raise ValueError(
+                f"rope must be True, False or 'residual', got {rope!r}"
+            )
+        if rope and class_token == 'double':
+            raise ValueError(
+                "rope does not say how to rotate class_token='double': use "
+                "class_token='head', 'middle' or 'none'"
+            )
 
     @torch.no_grad()
     def _draw_start_values(self) -> None:
         """The official start values, beyond those of the mixers."""
-        for name in ('pos_embed', *self.CLASS_TOKENS[self.class_token]):
+        super()._draw_start_values()
+        for name in self.CLASS_TOKENS[self.class_token]:
             nn.init.trunc_normal_(getattr(self, name), std=0.02)
         # "LeCun normal", as timm draws it.
         weight = self.patch_embed.proj.weight
         std = weight[0].numel() ** -0.5 / _TRUNCATED_STD
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
         nn.init.zeros_(self.patch_embed.proj.bias)
-        for layer in self.layers:
-            # As many summands enter the residual stream.
-            layer.mixer.out_proj.weight.div_(math.sqrt(len(self.layers)))
-
-    def _check_class_token(self, class_token: str) -> None:
-        if class_token not in self.CLASS_TOKENS:
-            raise ValueError(
-                f'class_token must be one of {", ".join(self.CLASS_TOKENS)}, '
-                f'got {class_token!r}'
-            )
-        if self.out_type == 'cls_token' and class_token == 'none':
-            raise ValueError(
-                "out_type='cls_token' needs a class token, but class_token "
-                "is 'none': set out_type='avg_featmap'"
-            )
-
-    def taps(self) -> list[DirectionTaps]:
-        """See :meth:`MambaBackbone.taps`."""
-        return [layer.mixer.taps for layer in self.layers]
-
-    def blocks(self) -> list[nn.Module]:
-        """See :meth:`MambaBackbone.blocks`."""
-        return list(self.layers)
-
-    def class_token_slots(self, *grid: int) -> tuple[int, ...]:
-        """See :meth:`MambaBackbone.class_token_slots`."""
-        patches = math.prod(grid)
-        return {
-            'none': (),
-            'head': (0,),
-            'middle': (patches // 2,),
-            'double': (0, patches + 1),
-        }[self.class_token]
-
-    def class_token_positions(
-        self, direction: str, *grid: int
-    ) -> tuple[int, ...]:
-        """See :meth:`MambaBackbone.class_token_positions`."""
-        slots = self.class_token_slots(*grid)
-        if direction == self.directions[0]:
-            return slots
-        last = math.prod(grid) + len(slots) - 1
-        return tuple(last - slot for slot in reversed(slots))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Extracts features from images (B, C, H, W).
@@ -343,39 +261,23 @@ class VisionMamba(MambaBackbone):
         Raises:
             ValueError: If an image is smaller than a patch.
         """
-        x, grid = self.patch_embed(x)
-        dtype = self.pos_embed.dtype
-        slots = self.class_token_slots(*grid)
-        if slots:
-            names = self.CLASS_TOKENS[self.class_token]
-            classes = torch.cat([getattr(self, name) for name in names], 1)
-            classes = classes.expand(len(x), -1, -1)
-            x = join_class_tokens(classes, x, slots)
-        x = x + self._resize_positions(
-            self.pos_embed, self.patch_embed.init_out_size, grid
-        )
-        x = self.drop_after_pos(x)
-        if self.residual_in_fp32:
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-        last = len(self.layers) - 1
-        outs = []
-        for i, layer in enumerate(self.layers):
-            x = self._run_block(layer, x, grid)
-            if i in self.out_indices:
-                norm = getattr(self, f'norm_layer{i}', None)
-                norm = self.norm_f if i == last else norm
-                out = x.to(dtype)
-                out = out if norm is None else norm(out)
-                outs.append(self._format_tokens(out, grid, slots))
-        return tuple(outs)
+        x, grid = self._embed(x)
+        if self.rope is not None:
+            x = self.rope(x, grid)
+        return self._run_layers(x, grid)
 
-    def _format_tokens(
-        self, tokens: Tensor, grid: tuple[int, int], slots: tuple[int, ...]
-    ) -> Tensor:
+    def _run_layer(self, index: int, x: Tensor, grid: Grid) -> Tensor:
+        """Runs one layer, and rotates what the next one reads."""
+        if self.rope is None or index == len(self.layers) - 1:
+            return super()._run_layer(index, x, grid)
+        rotate = partial(self.rope, grid=grid)
+        if self.rope_residual:
+            return rotate(super()._run_layer(index, x, grid))
+        return self._run_block(self.layers[index], x, grid, rotate)
+
+    def _format_tokens(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Shapes a token sequence (B, L, C) as ``out_type`` says."""
-        if self.out_type == 'raw':
-            return tokens
-        classes, patches = split_class_tokens(tokens, slots)
-        if self.out_type == 'cls_token':
-            return classes.mean(dim=1)
-        return self._format_output(patches, grid)
+        if self.out_type == 'last_token':
+            slots = self.class_token_slots(*grid)
+            return split_class_tokens(tokens, slots)[1][:, -1]
+        return super()._format_tokens(tokens, grid)

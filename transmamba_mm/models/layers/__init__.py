@@ -1,15 +1,18 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 from .bidirectional_mixer import BidirectionalMixer
+from .cross_scan_mixer import CrossScanMixer
 from .directional_mixer import DirectionalMixer
 from .linear import Linear
 from .norm import RMSNorm
-from .patch_embed import ConvPatchEmbed, OverlapPatchEmbed
+from .patch_embed import ConvPatchEmbed, OverlapPatchEmbed, TubeletPatchEmbed
 from .plain_mamba_mixer import PlainMambaMixer
+from .rope import RotaryPositions
 from .taps import DirectionTap, DirectionTaps
 
 __all__ = [
     'BidirectionalMixer',
     'ConvPatchEmbed',
+    'CrossScanMixer',
     'DirectionTap',
     'DirectionTaps',
     'DirectionalMixer',
@@ -17,4 +20,6 @@ __all__ = [
     'OverlapPatchEmbed',
     'PlainMambaMixer',
     'RMSNorm',
+    'RotaryPositions',
+    'TubeletPatchEmbed',
 ]

@@ -30,13 +30,16 @@ class BidirectionalMixer(DirectionalMixer):
 
     ``bimamba_type='v2'`` gives each direction a convolution, ``x_proj``,
     ``dt_proj``, ``A`` and ``D`` of its own; ``'v1'`` only an ``A``, so that
-    the backward scan reads tokens convolved forward.
+    the backward scan reads tokens convolved forward. ``'none'`` scans forward
+    alone, as a Mamba of language does.
 
     Args:
         embed_dims (int): Token width ``d_model``.
-        directions (Sequence[str]): Names of the forward and of the backward
-            direction. Defaults to ``('raster', 'raster_reverse')``.
-        bimamba_type (str): ``'v1'`` or ``'v2'``. Defaults to ``'v2'``.
+        directions (Sequence[str]): Names of the forward and, unless
+            ``bimamba_type`` is ``'none'``, of the backward direction.
+            Defaults to ``('raster', 'raster_reverse')``.
+        bimamba_type (str): ``'none'``, ``'v1'`` or ``'v2'``. Defaults to
+            ``'v2'``.
         d_state (int): State size N. Defaults to 16.
         d_conv (int): Tokens that the convolution sees. Defaults to 4.
         expand (float): ``d_inner = int(expand * d_model)``. Defaults to 2.
@@ -78,13 +81,16 @@ class BidirectionalMixer(DirectionalMixer):
         super().__init__(
             embed_dims, directions, d_state, expand, dt_rank, bias
         )
-        if bimamba_type not in ('v1', 'v2'):
+        if bimamba_type not in ('none', 'v1', 'v2'):
             raise ValueError(
-                f"bimamba_type must be 'v1' or 'v2', got {bimamba_type!r}"
+                f"bimamba_type must be 'none', 'v1' or 'v2', got "
+                f'{bimamba_type!r}'
             )
-        if len(directions) != 2:
+        expected = ('forward', 'the backward')
+        expected = expected[: 1 if bimamba_type == 'none' else 2]
+        if len(directions) != len(expected):
             raise ValueError(
-                f'directions must name the forward and the backward '
+                f'directions must name the {" and ".join(expected)} '
                 f'direction, got {directions}'
             )
         self.bimamba_type = bimamba_type
@@ -92,7 +98,8 @@ class BidirectionalMixer(DirectionalMixer):
         self._add_direction('', d_conv, conv_bias)
         init_step_sizes(self.dt_proj, dt_min, dt_max)
         self.A_log = decay_rates(self.d_inner, d_state)
-        self.A_b_log = decay_rates(self.d_inner, d_state)
+        if bimamba_type != 'none':
+            self.A_b_log = decay_rates(self.d_inner, d_state)
         if bimamba_type == 'v2':
             # Not `init_step_sizes`: the original leaves the backward steps
             # at softplus(0).
@@ -127,14 +134,17 @@ class BidirectionalMixer(DirectionalMixer):
 
     def sequence_orders(
         self, length: int, grid: Grid, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """See :meth:`DirectionalMixer.sequence_orders`."""
         forward = torch.arange(length, device=device)
-        return forward, forward.flip(0)
+        return (forward, forward.flip(0))[: len(self.directions)]
 
     def mix(self, x: Tensor, grid: Grid, merge: bool) -> Tensor:
         """See :meth:`DirectionalMixer.mix`; the grid plays no part."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
+        if self.bimamba_type == 'none':
+            y = self._scan_one(u, z, self.A_log, '', False)
+            return y if merge else y.unsqueeze(1)
         scan = self._scan_v1 if self.bimamba_type == 'v1' else self._scan_v2
         return scan(u, z, merge)
 

@@ -1,5 +1,5 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""The patch embeddings of PlainMamba and of Vim."""
+"""The patch embeddings of PlainMamba, Vim and VideoMamba."""
 
 from typing import Union
 
@@ -99,7 +99,8 @@ class OverlapPatchEmbed(BaseModule):
             ``init_out_size`` is computed. Defaults to 224.
 
     Raises:
-        ValueError: If the image is smaller than a patch.
+        ValueError: If the image is smaller than a patch, or ``stride`` than
+            one.
     """
 
     def __init__(
@@ -111,13 +112,20 @@ class OverlapPatchEmbed(BaseModule):
         input_size: Union[int, tuple[int, int]] = 224,
     ) -> None:
         super().__init__()
+        if stride < 1:
+            raise ValueError(f'stride must be at least 1, got {stride}')
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, stride)
+        self.proj = self._make_proj(in_channels, embed_dims, stride)
         size = to_2tuple(input_size)
         self._check_size('img_size', size)
         self.init_out_size = tuple(
             (side - patch_size) // stride + 1 for side in size
         )
+
+    def _make_proj(
+        self, in_channels: int, embed_dims: int, stride: int
+    ) -> nn.Module:
+        return nn.Conv2d(in_channels, embed_dims, self.patch_size, stride)
 
     def _check_size(self, name: str, size: tuple[int, int]) -> None:
         if min(size) < self.patch_size:
@@ -134,5 +142,79 @@ class OverlapPatchEmbed(BaseModule):
             tuple: Tokens (B, h*w, embed_dims) in raster order, and (h, w).
         """
         self._check_size('an image of', tuple(x.shape[2:]))
+        x = self.proj(x)
+        return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])
+
+
+class TubeletPatchEmbed(OverlapPatchEmbed):
+    """One convolution over patches of several frames, for videos.
+
+    Source: VideoMamba (arXiv 2403.06977), ``PatchEmbed``. The grid is that
+    of :class:`OverlapPatchEmbed` for every ``tubelet_size`` frames; frames
+    beyond the last whole tubelet are not seen.
+
+    Args:
+        in_channels (int): Channels of a frame. Defaults to 3.
+        embed_dims (int): Token width. Defaults to 192.
+        patch_size (int): Side of a patch in pixels. Defaults to 16.
+        stride (int): Pixels between patches. Defaults to 16.
+        input_size (int | tuple[int, int]): Frame (H, W) for which
+            ``init_out_size`` is computed. Defaults to 224.
+        num_frames (int): Frames for which ``init_steps`` is computed.
+            Defaults to 8.
+        tubelet_size (int): Frames in a patch, and between patches. Defaults
+            to 1.
+
+    Raises:
+        ValueError: If the frames are smaller than a patch or fewer than a
+            tubelet.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        embed_dims: int = 192,
+        patch_size: int = 16,
+        stride: int = 16,
+        input_size: Union[int, tuple[int, int]] = 224,
+        num_frames: int = 8,
+        tubelet_size: int = 1,
+    ) -> None:
+        # First, as the projection made there needs it.
+        self.tubelet_size = tubelet_size
+        super().__init__(
+            in_channels, embed_dims, patch_size, stride, input_size
+        )
+        self._check_frames('num_frames of', num_frames)
+        self.init_steps = num_frames // tubelet_size
+
+    def _make_proj(
+        self, in_channels: int, embed_dims: int, stride: int
+    ) -> nn.Module:
+        patch, frames = self.patch_size, self.tubelet_size
+        return nn.Conv3d(
+            in_channels,
+            embed_dims,
+            (frames, patch, patch),
+            (frames, stride, stride),
+        )
+
+    def _check_frames(self, name: str, frames: int) -> None:
+        if frames < self.tubelet_size:
+            raise ValueError(
+                f'{name} {frames} is less than tubelet_size '
+                f'{self.tubelet_size}: use more frames or a smaller '
+                f'tubelet_size'
+            )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+        """Embeds videos (B, C, T, H, W).
+
+        Returns:
+            tuple: Tokens (B, t*h*w, embed_dims) frame by frame, each in
+            raster order, and (t, h, w).
+        """
+        self._check_size('frames of', tuple(x.shape[3:]))
+        self._check_frames('a number of frames of', x.shape[2])
         x = self.proj(x)
         return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])

@@ -2,6 +2,7 @@
 """Start values that all selective state space models share."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +39,33 @@ def init_step_sizes(
     """
     bound = dt_proj.in_features**-0.5
     nn.init.uniform_(dt_proj.weight, -bound, bound)
-    span = math.log(dt_max) - math.log(dt_min)
-    dt = torch.exp(torch.rand(dt_proj.out_features) * span + math.log(dt_min))
-    dt.clamp_(min=dt_floor)
+    bias = step_size_bias((dt_proj.out_features,), dt_min, dt_max, dt_floor)
     with torch.no_grad():
-        # The inverse of softplus, so that the first steps are `dt`.
-        dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        dt_proj.bias.copy_(bias)
+
+
+def step_size_bias(
+    shape: Sequence[int],
+    dt_min: float = 1e-3,
+    dt_max: float = 0.1,
+    dt_floor: float = 1e-4,
+) -> Tensor:
+    """Draws what softplus turns into log-uniform step sizes.
+
+    Args:
+        shape (Sequence[int]): Shape of the result.
+        dt_min (float): Lower end. Defaults to 1e-3.
+        dt_max (float): Upper end. Defaults to 0.1.
+        dt_floor (float): No step size starts below it. Defaults to 1e-4.
+
+    Returns:
+        Tensor: A bias of the shape asked for.
+    """
+    span = math.log(dt_max) - math.log(dt_min)
+    dt = torch.exp(torch.rand(*shape) * span + math.log(dt_min))
+    dt.clamp_(min=dt_floor)
+    # The inverse of softplus, so that the first steps are `dt`.
+    return dt + torch.log(-torch.expm1(-dt))
 
 
 def widened(parameter: Tensor) -> Tensor:

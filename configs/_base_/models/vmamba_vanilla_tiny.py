@@ -1,0 +1,5 @@
+"""VMamba-T of the first version, 224 pixels, 1000 classes."""
+
+_base_ = './vmamba_tiny.py'
+
+student = dict(backbone=dict(arch='vanilla-tiny', drop_path_rate=0.2))

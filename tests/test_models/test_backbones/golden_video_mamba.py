@@ -1,0 +1,139 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Golden files of VideoMamba: images, videos and the retrieval variant."""
+
+import torch
+from golden_files import check_model
+from golden_vim import (
+    assert_all_read,
+    block_outputs,
+    check_classifier,
+    mixer_of,
+    norm_of,
+    rename_grads,
+)
+from torch import nn
+
+from transmamba_mm.models import (
+    ClipDecoders,
+    VideoMamba,
+    convert_videomamba_state_dict,
+)
+
+
+def backbone_of(build, videos):
+    """Takes the backbone's arguments out of ``build``."""
+    assert build.pop('bimamba', True), 'bimamba=False is not supported'
+    assert build.pop('bimamba_type', 'v2') == 'v2'
+    patch = build.pop('patch_size', 16)
+    build.pop('fc_drop_rate', 0)
+    cfg = dict(
+        arch=dict(
+            embed_dims=build.pop('embed_dim', 192),
+            num_layers=build.pop('depth', 24),
+        ),
+        img_size=build.pop('img_size', 224),
+        patch_size=patch,
+        stride=build.pop('stride', None if videos else 16),
+        in_channels=build.pop('channels', 3),
+        mixer_cfg=mixer_of(build),
+        norm_cfg=norm_of(
+            build.pop('rms_norm', True), build.pop('norm_epsilon', 1e-5)
+        ),
+        residual_in_fp32=build.pop('residual_in_fp32', True),
+    )
+    if videos:
+        cfg.update(
+            num_frames=build.pop('num_frames', 8),
+            tubelet_size=build.pop('kernel_size', 1),
+        )
+    return cfg
+
+
+def run_classifier(golden, videos):
+    build = dict(golden.config['build'])
+    backbone = dict(type='transmamba.VideoMamba', **backbone_of(build, videos))
+    head = dict(
+        type='LinearClsHead', num_classes=build.pop('num_classes', 1000)
+    )
+    assert_all_read(build)
+    check_classifier(
+        golden,
+        backbone,
+        head,
+        convert_videomamba_state_dict,
+        'patch_embed.proj' if videos else 'patch_embed',
+    )
+
+
+class Retrieval(nn.Module):
+    """The backbone and the decoders, with a loss on all they return."""
+
+    def __init__(self, backbone, neck, last, **call):
+        super().__init__()
+        self.backbone, self.neck = backbone, neck
+        self.last, self.call = last, call
+        self.seen = {}
+
+    def forward(self, x):
+        found = self.backbone.encode(
+            x,
+            **self.call,
+            layers=self.neck.student_layers(self.backbone.num_layers),
+            last=self.last,
+        )
+        pooled = self.backbone.pool_norm is not None
+        tokens = found.tokens[:, 1:] if pooled else found.tokens
+        self.seen = dict(tokens=tokens)
+        parts = [tokens.mean(1)]
+        if pooled:
+            self.seen['pooled'] = found.pooled
+            parts = [found.pooled.mean(1)]
+        mask = self.call['mask']
+        if mask is not None:
+            clip = self.neck(found.layers, found.grid, mask)
+            self.seen['clip'] = clip
+            parts.append(clip.mean((0, 2)))
+        return torch.cat(parts, 1)
+
+
+def run_retrieval(golden):
+    build = dict(golden.config['build'])
+    call = dict(build.pop('_call', {}))
+    backbone = VideoMamba(
+        **backbone_of(build, videos=True),
+        pool_type=build.pop('pool_type', 'cls+avg'),
+        keep_temporal=call.pop('keep_temporal', False),
+        pool_norm=build.pop('add_pool_norm', True),
+        out_type='pooled',
+    )
+    neck = ClipDecoders(
+        build.pop('clip_decoder_embed_dim', 768),
+        build.pop('clip_output_dim', 512),
+        build.pop('clip_return_layer', 1),
+        build.pop('clip_student_return_interval', 1),
+    )
+    mask = call.pop('mask', None)
+    model = Retrieval(
+        backbone,
+        neck,
+        'input' if build.get('fused_add_norm', True) else 'output',
+        mask=None if mask is None else torch.tensor(mask).bool(),
+        use_image=call.pop('use_image', False),
+    )
+    assert not call, f'unknown: {sorted(call)}'
+    assert_all_read(build)
+    state = convert_videomamba_state_dict(golden.weights())
+    model.load_state_dict(state, strict=True)
+    modules, residuals = block_outputs(backbone)
+    modules['patch_embed'] = backbone.patch_embed.proj
+    rename_grads(golden, convert_videomamba_state_dict)
+    check_model(
+        golden, model, modules, lambda model, seen: {**residuals, **model.seen}
+    )
+
+
+RUNNERS = {
+    'videomamba_image': lambda golden: run_classifier(golden, videos=False),
+    'videomamba_mm': run_retrieval,
+    'videomamba_video': lambda golden: run_classifier(golden, videos=True),
+}

@@ -1,0 +1,248 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Options of Vim that no released model uses."""
+
+import pytest
+import torch
+from helpers import randomise
+from mmpretrain.registry import MODELS
+from torch import nn
+
+from transmamba_mm.distill.recorders import DirectionTapsRecorder
+from transmamba_mm.models import VisionMamba
+from transmamba_mm.models.class_tokens import join_class_tokens
+from transmamba_mm.ops import invert_order, reorder
+
+# float32 noise of one small forward pass, relative to values near one.
+CLOSE = dict(rtol=1e-4, atol=1e-5)
+ROPES = (True, 'residual')
+
+
+def backbone(seed=0, **kwargs):
+    kwargs.setdefault('arch', dict(embed_dims=16, num_layers=3))
+    kwargs.setdefault('img_size', 16)
+    kwargs.setdefault('out_type', 'raw')
+    kwargs['mixer_cfg'] = dict(d_state=4, **kwargs.get('mixer_cfg', {}))
+    torch.manual_seed(seed)
+    net = VisionMamba(patch_size=4, **kwargs)
+    randomise(net, seed)
+    return net.eval()
+
+
+def images(*size, batch=2):
+    return torch.randn(batch, 3, *size)
+
+
+# ------------------------------------------------------ rotary positions
+
+
+@pytest.mark.parametrize('rope', ROPES)
+@pytest.mark.parametrize('class_token', ['middle', 'head', 'none'])
+@pytest.mark.parametrize('size', [(16, 16), (20, 12)])
+def test_rope_is_that_of_the_two_streams(rope, class_token, size):
+    """The original's way: outputs are added one layer later.
+
+    Before each layer the previous layer's output is rotated and, as an
+    option, the sum of all before it.
+    """
+    net = backbone(rope=rope, class_token=class_token)
+    x, grid = net._embed(images(*size))
+    hidden, residual = x, None
+    for layer in net.layers:
+        hidden = net.rope(hidden, grid)
+        if residual is not None and rope == 'residual':
+            residual = net.rope(residual, grid)
+        residual = hidden if residual is None else residual + hidden
+        hidden = layer.mixer(layer.norm(residual), grid)
+    expected = net.norm_f(residual + hidden)
+    given = net._run_layers(net.rope(x, grid), grid)[0]
+    torch.testing.assert_close(given, expected, **CLOSE)
+
+
+def test_rope_turns_what_layers_read_and_no_more():
+    net = backbone(rope=True, out_indices=(0, 1, 2))
+    plain = backbone(out_indices=(0, 1, 2))
+    plain.load_state_dict(net.state_dict(), strict=False)
+    x = images(16, 16)
+    read = []
+    net.layers[0].register_forward_pre_hook(
+        lambda m, args: read.append(args[0])
+    )
+    outs = net(x)
+    torch.testing.assert_close(
+        read[0], net.rope(net._embed(x)[0], (4, 4)), **CLOSE
+    )
+    # The first token stays: it is the first patch.
+    assert read[0][:, 0].equal(net._embed(x)[0][:, 0])
+    for a, b in zip(outs, plain(x)):
+        assert not torch.allclose(a, b, **CLOSE)
+
+
+@pytest.mark.parametrize('rope', ROPES)
+def test_rope_with_checkpointing_taps_and_other_sizes(rope):
+    x = images(24, 20)
+    grads = []
+    for with_cp in (False, True):
+        net = backbone(rope=rope, with_cp=with_cp).train()
+        recorder = DirectionTapsRecorder('out')
+        recorder.initialize(net)
+        with recorder:
+            (out,) = net(x)
+        records = recorder.get_record_data()
+        assert [r.grid for r in records] == [(6, 5)] * 6
+        (out.pow(3).sum() + records[0].tokens.pow(3).sum()).backward()
+        grads.append([p.grad for p in net.parameters()])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, **CLOSE)
+
+
+def test_rope_loads_a_checkpoint_of_another_size():
+    source, net = backbone(rope=True), backbone(rope=True, img_size=(24, 16))
+    tables = net.rope.freqs_cos.clone()
+    assert {'rope.freqs_cos', 'rope.freqs_sin'} <= set(source.state_dict())
+    net.load_state_dict(source.state_dict(), strict=True)
+    assert net.rope.freqs_cos.equal(tables)
+
+
+def test_span_of_rope():
+    near, far = (backbone(rope=True, rope_span=s) for s in (1, 14))
+    assert not near(images(16, 16))[0].equal(far(images(16, 16))[0])
+    assert far.rope.span == 14
+
+
+# ------------------------------------------------ one direction, positions
+
+
+@pytest.mark.parametrize('class_token', ['head', 'none'])
+def test_one_direction_sees_no_later_token(class_token):
+    net = backbone(
+        mixer_cfg=dict(bimamba_type='none'), class_token=class_token
+    )
+    assert net.directions == ('raster',)
+    assert VisionMamba.directions == ('raster', 'raster_reverse')
+    names = {name for name, _ in net.named_parameters()}
+    assert not any('_b.' in n or n.endswith(('A_b_log', 'D_b')) for n in names)
+    x = images(16, 16)
+    changed = x.clone()
+    changed[..., 8:12, 4:8] += 1  # patch 9
+    same = net(x)[0].eq(net(changed)[0]).all(dim=2).all(dim=0)
+    first = 9 + net.num_extra_tokens
+    assert same[:first].all()
+    assert not same[first:].any()
+
+
+def test_taps_of_one_direction_are_the_mixers_output():
+    net = backbone(mixer_cfg=dict(bimamba_type='none', layer_scale=0.5))
+    outputs = []
+    net.layers[1].mixer.register_forward_hook(
+        lambda m, i, out: outputs.append(out)
+    )
+    recorder = DirectionTapsRecorder('out')
+    recorder.initialize(net)
+    with recorder:
+        net(images(16, 12))
+    record = recorder.get_record_data()[1]
+    assert record.direction == 'raster'
+    tokens = reorder(record.tokens, invert_order(record.order()))
+    (slot,) = net.class_token_slots(4, 3)
+    expected = outputs[0]
+    joined = join_class_tokens(expected[:, slot : slot + 1], tokens, (slot,))
+    torch.testing.assert_close(joined, expected, **CLOSE)
+
+
+def test_without_learned_positions():
+    net = backbone(abs_pos_embed=False, drop_rate=0.5)
+    assert net.pos_embed is None
+    assert 'pos_embed' not in net.state_dict()
+    assert 'pos_embed' not in net.param_roles()
+    out = net(images(20, 12))[0]
+    assert out.shape == (2, 16, 16)
+    tokens, _ = net._embed(images(16, 16))
+    assert tokens[0, 8].equal(tokens[1, 8])
+    assert tokens[0, 8].equal(net.cls_token[0, 0])
+    # As in the original, dropout belongs to the positions.
+    tokens, _ = net.train()._embed(images(16, 16))
+    assert tokens.ne(0).all()
+
+
+# --------------------------------------------------------------- pooling
+
+
+def test_pooling_without_class_token():
+    """The original's ``final_pool_type``."""
+    x = images(16, 20)
+    shown = {
+        out_type: backbone(class_token='none', out_type=out_type)(x)[0]
+        for out_type in ('raw', 'avg_featmap', 'last_token')
+    }
+    tokens = shown['raw']
+    torch.testing.assert_close(shown['avg_featmap'], tokens.mean(1), **CLOSE)
+    assert shown['last_token'].equal(tokens[:, -1])
+
+
+def test_last_token_is_a_patch():
+    x = images(16, 16)
+    raw = backbone(class_token='double')(x)[0]
+    last = backbone(class_token='double', out_type='last_token')(x)[0]
+    assert last.equal(raw[:, -2])
+
+
+def test_logits_of_every_token():
+    model = MODELS.build(
+        dict(
+            type='mmpretrain.ImageClassifier',
+            backbone=dict(
+                type='transmamba.VisionMamba',
+                arch=dict(embed_dims=16, num_layers=1),
+                img_size=16,
+                patch_size=4,
+                class_token='none',
+                out_type='raw',
+            ),
+            head=dict(type='LinearClsHead', num_classes=5, in_channels=16),
+        )
+    )
+    logits = model(images(16, 16))
+    assert logits.shape == (2, 16, 5)
+    assert logits.amax(dim=1).shape == (2, 5)
+
+
+# -------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(rope='rows'), "True, False or 'residual', got 'rows'"),
+        (
+            dict(rope=True, class_token='double'),
+            "how to rotate class_token='double'",
+        ),
+        (
+            dict(rope=True, arch=dict(embed_dims=18, num_layers=1)),
+            'a multiple of 4, got 18',
+        ),
+        (
+            dict(class_token='none', out_type='cls_token'),
+            "set out_type='avg_featmap'",
+        ),
+        (
+            dict(mixer_cfg=dict(bimamba_type='v4')),
+            "'none', 'v1' or 'v2', got 'v4'",
+        ),
+    ],
+)
+def test_mistakes_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        backbone(**kwargs)
+
+
+def test_layer_norm_overlap_and_layer_scale_together():
+    net = backbone(
+        norm_cfg=dict(type='LN', eps=1e-5),
+        stride=2,
+        mixer_cfg=dict(layer_scale=0.1, divide_out=False),
+        out_type='featmap',
+    )
+    assert net(images(16, 16))[0].shape == (2, 16, 7, 7)
+    assert isinstance(net.norm_f, nn.LayerNorm)
+    assert net.layers[0].mixer.gamma.shape == (16,)

@@ -1,0 +1,364 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""What Vim and VideoMamba share: all but embeddings and start values.
+
+Papers: Vision Mamba (arXiv 2401.09417), VideoMamba (arXiv 2403.06977). Both
+are a sequence of patches and class tokens, blocks that scan it forward and
+backward, and a norm.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Optional, Union
+
+import torch
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule, ModuleList
+from mmpretrain.models.utils import build_norm_layer
+from torch import Tensor, nn
+
+from ..class_tokens import join_class_tokens, split_class_tokens
+from ..layers import BidirectionalMixer, DirectionTaps
+from ..layers.taps import Grid
+from .base import MambaBackbone
+
+#: Maps tokens (B, L, C) to rotated ones.
+Rotation = Callable[[Tensor], Tensor]
+
+
+def unwrap_state_dict(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict of an official file, alone or under a name there."""
+    for wrapper in ('model', 'module'):
+        state_dict = state_dict.get(wrapper, state_dict)
+    return state_dict
+
+
+def name_as_classifier(
+    state_dict: Mapping[str, Any], renamed: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Names an official state dict's tensors as an mmpretrain classifier's.
+
+    Args:
+        state_dict (Mapping[str, Any]): The state dict.
+        renamed (Mapping[str, str]): New beginnings of names by old ones;
+            all other names get ``backbone.`` in front.
+
+    Returns:
+        dict[str, Tensor]: The same tensors under new names.
+    """
+    converted = {}
+    for key, value in state_dict.items():
+        for old, new in renamed.items():
+            if key.startswith(old):
+                converted[new + key[len(old) :]] = value
+                break
+        else:
+            converted[f'backbone.{key}'] = value
+    return converted
+
+
+class BidirectionalBlock(BaseModule):
+    """A norm and a mixer, added to the residual stream.
+
+    The originals hand a mixer's output to the next block, which adds it to
+    the stream first; this block adds it itself, which are the same sums.
+
+    Args:
+        embed_dims (int): Token width.
+        directions (Sequence[str]): Scan orders of the mixer.
+        mixer_cfg (dict): Further arguments of :class:`BidirectionalMixer`.
+        norm_cfg (dict): Norm before the mixer.
+        drop_path_rate (float): Stochastic depth rate.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        directions: Sequence[str],
+        mixer_cfg: dict,
+        norm_cfg: dict,
+        drop_path_rate: float,
+    ) -> None:
+        super().__init__()
+        self.norm = build_norm_layer(norm_cfg, embed_dims)
+        self.mixer = BidirectionalMixer(embed_dims, directions, **mixer_cfg)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(
+        self, x: Tensor, grid: Grid, rotate: Optional[Rotation] = None
+    ) -> Tensor:
+        """Mixes tokens.
+
+        Args:
+            x (Tensor): Residual stream (B, L, C), class tokens included.
+            grid (tuple[int, ...]): Patch grid.
+            rotate (Callable, optional): Applied to the mixer's output
+                before it is added. Defaults to None.
+
+        Returns:
+            Tensor: Residual stream (B, L, C).
+        """
+        # The stream may be wider than the weights; see residual_in_fp32.
+        normed = self.norm(x.to(self.norm.weight.dtype))
+        mixed = self.drop_path(self.mixer(normed, grid))
+        return x + (mixed if rotate is None else rotate(mixed))
+
+
+class BidirectionalBackbone(MambaBackbone):
+    """Base of the backbones made of :class:`BidirectionalMixer`.
+
+    A subclass calls :meth:`_draw_start_values` and :meth:`_freeze_stages`
+    when it has registered its own parameters.
+
+    Args:
+        arch (str | dict): A preset of :attr:`ARCHS`, or a dict with
+            ``embed_dims`` and ``num_layers`` and, optionally, ``expand``
+            (2) and ``norm_cfg`` (RMSNorm).
+        patch_embed (Callable): Makes the patch embedding from its
+            ``embed_dims``.
+        class_token (str): A key of :attr:`CLASS_TOKENS`.
+        abs_pos_embed (bool): Whether there is a position embedding.
+        mixer_cfg (dict, optional): Further arguments of
+            :class:`BidirectionalMixer`.
+        norm_cfg (dict, optional): Norm of the blocks and after them; None
+            for that of ``arch``.
+        residual_in_fp32 (bool): Keep the residual stream in float32 in a
+            model of lower precision.
+        drop_rate (float): Dropout after the position embedding.
+        drop_path_rate (float): Stochastic depth, growing linearly from 0.
+        final_norm (bool): Normalise the last layer's output with
+            ``norm_f``.
+        **kwargs: See :class:`MambaBackbone`.
+
+    Raises:
+        ValueError: If ``arch``, ``class_token``, ``mixer_cfg``,
+            ``out_type`` or ``out_indices`` is not supported.
+    """
+
+    ARCH_OPTIONS: ClassVar[dict] = dict(
+        expand=2, norm_cfg=dict(type='transmamba.RMSNorm', eps=1e-5)
+    )
+
+    #: Parameters that hold class tokens, in the order of the sequence.
+    CLASS_TOKENS: ClassVar[dict[str, tuple[str, ...]]] = {
+        'none': (),
+        'head': ('cls_token',),
+        'middle': ('cls_token',),
+        'double': ('cls_token_head', 'cls_token_tail'),
+    }
+
+    OUT_TYPES = ('raw', 'featmap', 'avg_featmap', 'cls_token')
+    FINAL_NORM = 'norm_f'
+
+    # Both directions have the role of the one they are built like, so that
+    # transfer treats them alike.
+    PARAM_ROLES = (
+        (r'patch_embed\.proj\.(weight|bias)', r'patch_embed.\1'),
+        (r'pos_embed', r'pos_embed'),
+        (r'cls_token(_head|_tail)?', r'cls_token'),
+        (r'layers\.(\d+)\.norm\.(weight|bias)', r'layers.\1.mixer_norm.\2'),
+        (
+            r'layers\.(\d+)\.mixer\.out_proj\.(weight|bias)',
+            r'layers.\1.mixer_out.\2',
+        ),
+        (
+            r'layers\.(\d+)\.mixer\.conv1d(?:_b)?\.(\w+)',
+            r'layers.\1.ssm.conv.\2',
+        ),
+        (
+            r'layers\.(\d+)\.mixer\.(x_proj|dt_proj)(?:_b)?\.(\w+)',
+            r'layers.\1.ssm.\2.\3',
+        ),
+        (r'layers\.(\d+)\.mixer\.(.+)', r'layers.\1.ssm.\2'),
+        (r'norm_f\.(weight|bias)', r'final_norm.\1'),
+    )
+
+    directions = ('raster', 'raster_reverse')
+
+    def __init__(
+        self,
+        arch: Union[str, dict],
+        patch_embed: Callable[..., nn.Module],
+        class_token: str,
+        abs_pos_embed: bool,
+        mixer_cfg: Optional[dict],
+        norm_cfg: Optional[dict],
+        residual_in_fp32: bool,
+        drop_rate: float,
+        drop_path_rate: float,
+        final_norm: bool,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        arch = self._resolve_arch(arch)
+        self._check_class_token(class_token)
+        dims, depth = arch['embed_dims'], arch['num_layers']
+        self.embed_dims = dims
+        self.layer_dims = (dims,) * depth
+        self.class_token = class_token
+        self.num_extra_tokens = len(self.CLASS_TOKENS[class_token])
+        self.residual_in_fp32 = residual_in_fp32
+        self.out_indices = self._resolve_out_indices()
+        mixer_cfg = {'expand': arch['expand'], **(mixer_cfg or {})}
+        if mixer_cfg.get('bimamba_type') == 'none':
+            self.directions = self.directions[:1]
+
+        self.patch_embed = patch_embed(embed_dims=dims)
+        h, w = self.patch_embed.init_out_size
+        for name in self.CLASS_TOKENS[class_token]:
+            self.register_parameter(
+                name, nn.Parameter(torch.empty(1, 1, dims))
+            )
+        tokens = h * w + self.num_extra_tokens
+        self.pos_embed = (
+            nn.Parameter(torch.empty(1, tokens, dims))
+            if abs_pos_embed
+            else None
+        )
+        self.drop_after_pos = nn.Dropout(drop_rate)
+
+        norm_cfg = norm_cfg or arch['norm_cfg']
+        rates = torch.linspace(0, drop_path_rate, depth, device='cpu')
+        self.layers = ModuleList(
+            BidirectionalBlock(
+                dims, self.directions, mixer_cfg, norm_cfg, rate.item()
+            )
+            for rate in rates
+        )
+        self.norm_f = build_norm_layer(norm_cfg, dims) if final_norm else None
+        # Outputs of earlier layers have a norm of their own; the last
+        # layer's is `norm_f`.
+        for index in self.out_indices:
+            if index != depth - 1:
+                self.add_module(
+                    f'norm_layer{index}', build_norm_layer(norm_cfg, dims)
+                )
+
+    @torch.no_grad()
+    def _draw_start_values(self) -> None:
+        """The start values that Vim and VideoMamba share."""
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for layer in self.layers:
+            # As many summands enter the residual stream.
+            layer.mixer.out_proj.weight.div_(math.sqrt(len(self.layers)))
+
+    def _check_class_token(self, class_token: str) -> None:
+        if class_token not in self.CLASS_TOKENS:
+            raise ValueError(
+                f'class_token must be one of {", ".join(self.CLASS_TOKENS)}, '
+                f'got {class_token!r}'
+            )
+        if self.out_type == 'cls_token' and class_token == 'none':
+            raise ValueError(
+                "out_type='cls_token' needs a class token, but class_token "
+                "is 'none': set out_type='avg_featmap'"
+            )
+
+    # ------------------------------------------------------ the contract
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """See :attr:`MambaBackbone.layout`."""
+        return {
+            **super().layout,
+            'class_token': self.class_token,
+            'divide_out': self.layers[0].mixer.divide_out,
+        }
+
+    def taps(self) -> list[DirectionTaps]:
+        """See :meth:`MambaBackbone.taps`."""
+        return [layer.mixer.taps for layer in self.layers]
+
+    def blocks(self) -> list[nn.Module]:
+        """See :meth:`MambaBackbone.blocks`."""
+        return list(self.layers)
+
+    def class_token_slots(self, *grid: int) -> tuple[int, ...]:
+        """See :meth:`MambaBackbone.class_token_slots`."""
+        patches = math.prod(grid)
+        return {
+            'none': (),
+            'head': (0,),
+            'middle': (patches // 2,),
+            'double': (0, patches + 1),
+        }[self.class_token]
+
+    def class_token_positions(
+        self, direction: str, *grid: int
+    ) -> tuple[int, ...]:
+        """See :meth:`MambaBackbone.class_token_positions`."""
+        slots = self.class_token_slots(*grid)
+        if direction == self.directions[0]:
+            return slots
+        last = math.prod(grid) + len(slots) - 1
+        return tuple(last - slot for slot in reversed(slots))
+
+    # ------------------------------------------------------- computation
+
+    def _positions(self, grid: Grid) -> Optional[Tensor]:
+        """What is added to the tokens, (1, L, C), if anything."""
+        if self.pos_embed is None:
+            return None
+        return self._resize_positions(
+            self.pos_embed, self.patch_embed.init_out_size, grid
+        )
+
+    def _embed(self, x: Tensor, **kwargs: Any) -> tuple[Tensor, Grid]:
+        """Makes the token sequence that the first layer reads.
+
+        Args:
+            x (Tensor): Images or videos.
+            **kwargs: Arguments of :meth:`_positions`.
+
+        Returns:
+            tuple: Tokens (B, L, C), class tokens included, and the grid.
+        """
+        x, grid = self.patch_embed(x)
+        names = self.CLASS_TOKENS[self.class_token]
+        if names:
+            classes = torch.cat([getattr(self, name) for name in names], 1)
+            x = join_class_tokens(
+                classes.expand(len(x), -1, -1),
+                x,
+                self.class_token_slots(*grid),
+            )
+        positions = self._positions(grid, **kwargs)
+        if positions is not None:
+            x = self.drop_after_pos(x + positions)
+        if self.residual_in_fp32:
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return x, grid
+
+    def _run_layer(self, index: int, x: Tensor, grid: Grid) -> Tensor:
+        """Runs one layer on the residual stream (B, L, C)."""
+        return self._run_block(self.layers[index], x, grid)
+
+    def _normalise(self, x: Tensor, norm: Optional[nn.Module]) -> Tensor:
+        """Brings the residual stream back to the model's precision."""
+        x = x.to(self.patch_embed.proj.weight.dtype)
+        return x if norm is None else norm(x)
+
+    def _run_layers(self, x: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+        """Runs all layers and gathers the outputs asked for."""
+        last = len(self.layers) - 1
+        outs = []
+        for i in range(len(self.layers)):
+            x = self._run_layer(i, x, grid)
+            if i in self.out_indices:
+                norm = getattr(self, f'norm_layer{i}', None)
+                norm = self.norm_f if i == last else norm
+                outs.append(
+                    self._format_tokens(self._normalise(x, norm), grid)
+                )
+        return tuple(outs)
+
+    def _format_tokens(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Shapes a token sequence (B, L, C) as ``out_type`` says."""
+        if self.out_type == 'raw':
+            return tokens
+        classes, patches = split_class_tokens(
+            tokens, self.class_token_slots(*grid)
+        )
+        if self.out_type == 'cls_token':
+            return classes.mean(dim=1)
+        return self._format_output(patches, grid)

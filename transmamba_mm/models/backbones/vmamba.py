@@ -1,0 +1,433 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""VMamba, a hierarchical Mamba whose scans cross each other.
+
+Paper: VMamba (arXiv 2401.10166). Official code: MzeroMiko/VMamba (MIT),
+whose checkpoints load after :func:`convert_vmamba_state_dict`. The presets
+``transmamba-*`` are readings of the student VMamba-T of TransMamba (arXiv
+2502.15130, Table 1); see :class:`VMamba`.
+
+Differences: tokens are channel-last throughout, which changes no number; the
+optional position embedding is stored as tokens (1, h*w, C) and stretched to
+images of other sizes; the final norm belongs to the backbone; the taps of
+each direction are available; ``directions`` accepts any registered scan
+orders. Not supported: BatchNorm, the output norms ``_ondwconv3``,
+``_oncnorm``, ``_onsoftmax`` and ``_onsigmoid``, the cascade ``v052dc`` and
+the ``forward_type`` of other projects (``xv*``, ``m0``), which no released
+model has.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar, Union
+
+import torch
+from mmengine.model import ModuleDict, ModuleList
+from torch import Tensor, nn
+
+from transmamba_mm.registry import MODELS
+
+from ..layers import DirectionTaps
+from ..layers.vmamba_blocks import (
+    NoDownsample,
+    VMambaBlock,
+    VMambaStem,
+    build_downsample,
+)
+from ..official import OfficialFormat
+from .base import MambaBackbone
+from .vmamba_state_dict import convert_vmamba_state_dict
+
+_VANILLA = dict(
+    d_state=16,
+    ssm_ratio=2.0,
+    conv_bias=True,
+    gated=True,
+    mlp_ratio=0.0,
+    patch_embed='v1',
+    downsample='v1',
+)
+_STUDENT = dict(embed_dims=96, depths=(2, 2, 9, 2), d_state=16, ssm_ratio=2.0)
+
+
+@MODELS.register_module()
+class VMamba(MambaBackbone):
+    """VMamba backbone.
+
+    TransMamba's VMamba-T has 15 layers and 40.5 M parameters, which no
+    released model has. ``transmamba-tiny`` is VMamba's second version with
+    nine blocks in the third stage, 16 states and ``ssm_ratio=2``:
+    40,487,080 parameters with 1000 classes. ``transmamba-tiny-conv-bias``
+    (40,498,216) and ``transmamba-tiny-gated`` (a gate, and an MLP of ratio 3
+    for it; 40,492,648) come as near. ``transmamba-tiny-wide`` is the
+    configuration in the code that the authors published later, 38,375,396
+    with its 100 classes.
+
+    Args:
+        arch (str | dict): A preset of :attr:`ARCHS`, or a dict with
+            ``embed_dims`` (the width of the first stage, which doubles, or
+            one per stage) and ``depths`` (blocks of each stage) and,
+            optionally, keys of :attr:`ARCH_OPTIONS`: ``d_state``,
+            ``ssm_ratio``, ``dt_rank``, ``conv_size``, ``conv_bias``,
+            ``gated``, ``gate_act``, ``out_norm``, ``out_act``, ``act`` and
+            ``ssm_init`` as in
+            :class:`~transmamba_mm.models.layers.CrossScanMixer`;
+            ``mlp_ratio`` (0 for no MLP), ``gated_mlp`` and ``mlp_act``;
+            ``patch_embed`` (``'v1'``, ``'v2'``), ``patch_norm``,
+            ``pos_embed`` (whether to learn one) and ``downsample``
+            (``'v1'``, ``'v2'``, ``'v3'``, ``'none'``). Defaults to
+            ``'tiny-s1l8'``.
+        img_size (int | tuple[int, int]): Image size a position embedding is
+            made for; others are interpolated. Defaults to 224.
+        patch_size (int): Side of a patch in pixels. Defaults to 4.
+        in_channels (int): Image channels. Defaults to 3.
+        directions (Sequence[str]): Registered scan orders. Defaults to row,
+            column, and the reverse of each. Those of ``v051d`` and
+            ``v052d`` are in :attr:`DIRECTIONS`.
+        drop_rate (float): Dropout after each mixer and in the MLPs. Defaults
+            to 0.
+        drop_path_rate (float): Stochastic depth, growing linearly from 0
+            over all blocks. Defaults to 0.
+        final_norm (bool): Normalise the last stage's output with ``norm``.
+            Defaults to True.
+        out_indices (Sequence[int] | int): Stages whose output is returned,
+            before it is downsampled; negative counts from the end. Earlier
+            stages have norms of their own, ``outnorm<stage>``. Defaults to
+            -1.
+        out_type (str): See :class:`MambaBackbone`.
+        frozen_stages (int): Number of first stages to freeze together with
+            the embeddings; -1 freezes nothing. Defaults to -1.
+        norm_eval (bool): See :class:`MambaBackbone`.
+        with_cp (bool): See :class:`MambaBackbone`.
+        init_cfg (dict | list[dict], optional): Defaults to the official
+            start: every Linear truncated normal (0.02) with zero bias,
+            LayerNorms 1/0.
+
+    Raises:
+        KeyError: If a direction is no registered scan order.
+        ValueError: If ``arch``, ``directions``, ``patch_size``,
+            ``img_size``, ``out_type`` or ``out_indices`` is not supported.
+    """
+
+    ARCH_KEYS = ('embed_dims', 'depths')
+    ARCH_OPTIONS: ClassVar[dict] = dict(
+        d_state=1,
+        ssm_ratio=1.0,
+        dt_rank=None,
+        conv_size=3,
+        conv_bias=False,
+        gated=False,
+        gate_act=True,
+        out_norm=True,
+        out_act=False,
+        act='silu',
+        ssm_init='v0',
+        mlp_ratio=4.0,
+        gated_mlp=False,
+        mlp_act='gelu',
+        patch_embed='v2',
+        patch_norm=True,
+        pos_embed=False,
+        downsample='v3',
+    )
+    ARCHS: ClassVar[dict[str, dict]] = {
+        'tiny-s1l8': dict(embed_dims=96, depths=(2, 2, 8, 2)),
+        'small-s1l20': dict(embed_dims=96, depths=(2, 2, 20, 2)),
+        'base-s1l20': dict(embed_dims=128, depths=(2, 2, 20, 2)),
+        'tiny-s2l5': dict(embed_dims=96, depths=(2, 2, 5, 2), ssm_ratio=2.0),
+        'small-s2l15': dict(
+            embed_dims=96, depths=(2, 2, 15, 2), ssm_ratio=2.0
+        ),
+        'base-s2l15': dict(
+            embed_dims=128, depths=(2, 2, 15, 2), ssm_ratio=2.0
+        ),
+        'vanilla-tiny': dict(embed_dims=96, depths=(2, 2, 9, 2), **_VANILLA),
+        'vanilla-small': dict(embed_dims=96, depths=(2, 2, 27, 2), **_VANILLA),
+        'vanilla-base': dict(embed_dims=128, depths=(2, 2, 27, 2), **_VANILLA),
+        'transmamba-tiny': _STUDENT,
+        'transmamba-tiny-conv-bias': dict(_STUDENT, conv_bias=True),
+        'transmamba-tiny-gated': dict(
+            _STUDENT, conv_bias=True, gated=True, mlp_ratio=3.0
+        ),
+        'transmamba-tiny-wide': dict(
+            embed_dims=128, depths=(2, 2, 9, 2), **_VANILLA
+        ),
+    }
+
+    #: Scan directions of the original's variants.
+    DIRECTIONS: ClassVar[dict[str, tuple[str, ...]]] = {
+        'cross': ('raster', 'column', 'raster_reverse', 'column_reverse'),
+        'v051d': ('raster', 'raster:2', 'raster:3', 'raster:4'),
+        'v052d': (
+            'raster',
+            'raster:2',
+            'raster_reverse',
+            'raster_reverse:2',
+        ),
+    }
+
+    # Blocks are counted over all stages here; see `_name_for_roles`.
+    PARAM_ROLES = (
+        (r'patch_embed\.proj\.(weight|bias)', r'patch_embed.\1'),
+        (r'pos_embed', r'pos_embed'),
+        (r'blocks\.(\d+)\.norm\.(weight|bias)', r'layers.\1.mixer_norm.\2'),
+        (
+            r'blocks\.(\d+)\.op\.out_proj\.(weight|bias)',
+            r'layers.\1.mixer_out.\2',
+        ),
+        (r'blocks\.(\d+)\.op\.conv2d\.(\w+)', r'layers.\1.ssm.conv.\2'),
+        (r'blocks\.(\d+)\.op\.x_proj_weight', r'layers.\1.ssm.x_proj.weight'),
+        (r'blocks\.(\d+)\.op\.(.+)', r'layers.\1.ssm.\2'),
+        (r'blocks\.(\d+)\.norm2\.(weight|bias)', r'layers.\1.ffn_norm.\2'),
+        (r'blocks\.(\d+)\.mlp\.fc1\.(weight|bias)', r'layers.\1.ffn_in.\2'),
+        (r'blocks\.(\d+)\.mlp\.fc2\.(weight|bias)', r'layers.\1.ffn_out.\2'),
+        (r'norm\.(weight|bias)', r'final_norm.\1'),
+    )
+    FINAL_NORM = 'norm'
+    FAMILY = 'vmamba'
+    OFFICIAL = OfficialFormat(
+        layout=dict(directions=DIRECTIONS['cross']), averaged=True
+    )
+    OPTIONAL_KEYS = r'outnorm\d+\.'
+    convert_official = staticmethod(convert_vmamba_state_dict)
+
+    FAMILY = 'vmamba'
+    OFFICIAL = OfficialFormat(averaged=True)
+    OPTIONAL_KEYS = r'outnorm\d+\.'
+    convert_official = staticmethod(convert_vmamba_state_dict)
+
+    hierarchical = True
+
+    def __init__(
+        self,
+        arch: Union[str, dict] = 'tiny-s1l8',
+        img_size: Union[int, tuple[int, int]] = 224,
+        patch_size: int = 4,
+        in_channels: int = 3,
+        directions: Sequence[str] = DIRECTIONS['cross'],
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        final_norm: bool = True,
+        out_indices: Union[int, Sequence[int]] = -1,
+        out_type: str = 'avg_featmap',
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: Union[dict, list[dict], None] = None,
+    ) -> None:
+        if init_cfg is None:
+            init_cfg = [
+                dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
+                dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
+            ]
+        super().__init__(
+            out_indices,
+            out_type,
+            frozen_stages,
+            norm_eval,
+            with_cp,
+            init_cfg,
+        )
+        arch = self._resolve_arch(arch)
+        self.arch = arch
+        self.depths = tuple(arch['depths'])
+        self.stage_dims = self._stage_dims(arch['embed_dims'])
+        self.layer_dims = tuple(
+            dims
+            for dims, depth in zip(self.stage_dims, self.depths)
+            for _ in range(depth)
+        )
+        self.embed_dims = self.stage_dims[-1]
+        self.directions = tuple(directions)
+        self.out_indices = self._resolve_out_indices()
+
+        self.patch_embed = VMambaStem(
+            in_channels,
+            self.stage_dims[0],
+            patch_size,
+            arch['patch_embed'],
+            arch['patch_norm'],
+            img_size,
+        )
+        self.register_parameter('pos_embed', None)
+        if arch['pos_embed']:
+            h, w = self.patch_embed.init_out_size
+            self.pos_embed = nn.Parameter(
+                torch.empty(1, h * w, self.stage_dims[0])
+            )
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+        rates = torch.linspace(
+            0, drop_path_rate, self.num_layers, device='cpu'
+        )
+        make = self._block_maker(arch, drop_rate)
+        blocks = iter(
+            make(dims, rate.item())
+            for dims, rate in zip(self.layer_dims, rates)
+        )
+        between = [
+            build_downsample(arch['downsample'], *dims)
+            for dims in zip(self.stage_dims, self.stage_dims[1:])
+        ]
+        self.layers = ModuleList(
+            ModuleDict(
+                dict(
+                    blocks=ModuleList(next(blocks) for _ in range(depth)),
+                    downsample=downsample,
+                )
+            )
+            for depth, downsample in zip(
+                self.depths, [*between, NoDownsample()]
+            )
+        )
+        self.norm = nn.LayerNorm(self.embed_dims) if final_norm else None
+        last = len(self.depths) - 1
+        for index in self.out_indices:
+            if index != last:
+                self.add_module(
+                    f'outnorm{index}', nn.LayerNorm(self.stage_dims[index])
+                )
+        self._freeze_stages()
+
+    def _stage_dims(
+        self, embed_dims: Union[int, Sequence[int]]
+    ) -> tuple[int, ...]:
+        """The width of each stage."""
+        if not self.depths or min(self.depths) < 1:
+            raise ValueError(
+                f'depths must name at least one block for each stage, got '
+                f'{self.depths}'
+            )
+        if isinstance(embed_dims, int):
+            return tuple(embed_dims * 2**i for i in range(len(self.depths)))
+        if len(embed_dims) != len(self.depths):
+            raise ValueError(
+                f'embed_dims must be one width, or one for each of the '
+                f'{len(self.depths)} stages of depths, got {embed_dims}'
+            )
+        return tuple(embed_dims)
+
+    def _block_maker(self, arch: dict, drop_rate: float):
+        """A function from width and drop path rate to a block."""
+        same = (
+            'd_state',
+            'dt_rank',
+            'conv_size',
+            'conv_bias',
+            'gated',
+            'gate_act',
+            'out_norm',
+            'out_act',
+            'act',
+            'ssm_init',
+        )
+        mixer_cfg = {name: arch[name] for name in same}
+        mixer_cfg['expand'] = arch['ssm_ratio']
+
+        def make(dims: int, drop_path_rate: float) -> VMambaBlock:
+            return VMambaBlock(
+                dims,
+                self.directions,
+                mixer_cfg,
+                arch['mlp_ratio'],
+                arch['gated_mlp'],
+                arch['mlp_act'],
+                drop_rate,
+                drop_path_rate,
+            )
+
+        return make
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """See :attr:`MambaBackbone.layout`."""
+        names = ('act', 'mlp_act', 'gate_act', 'out_act')
+        return {**super().layout, **{name: self.arch[name] for name in names}}
+
+    @property
+    def num_outputs(self) -> int:
+        """int: Number of stages."""
+        return len(self.depths)
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """See :attr:`MambaBackbone.layout`."""
+        names = ['act', 'out_act', 'mlp_act']
+        names += ['gate_act'] if self.arch['gated'] else []
+        return {**super().layout, **{name: self.arch[name] for name in names}}
+
+    def taps(self) -> list[DirectionTaps]:
+        """See :meth:`MambaBackbone.taps`."""
+        return [block.op.taps for block in self.blocks()]
+
+    def blocks(self) -> list[nn.Module]:
+        """See :meth:`MambaBackbone.blocks`."""
+        return [block for stage in self.layers for block in stage.blocks]
+
+    def _name_for_roles(self, name: str) -> str:
+        """Counts blocks over all stages, and names a ViT-like stem so."""
+        if self.arch['patch_embed'] == 'v1':
+            name = name.replace('patch_embed.0.', 'patch_embed.proj.')
+        match = re.match(r'layers\.(\d+)\.blocks\.(\d+)\.', name)
+        if match is None:
+            return name
+        index = sum(self.depths[: int(match[1])]) + int(match[2])
+        return f'blocks.{index}.{name[match.end() :]}'
+
+    def get_layer_depth(
+        self, param_name: str, prefix: str = ''
+    ) -> tuple[int, int]:
+        """Depth of a parameter for layer-wise learning-rate decay.
+
+        Blocks count over all stages; a downsampling has the depth of the
+        block before it.
+
+        Args:
+            param_name (str): Full parameter name.
+            prefix (str): Prefix of this backbone's parameters. Defaults
+                to ``''``.
+
+        Returns:
+            tuple[int, int]: The depth, 0 for the stem and ``n - 1`` for what
+            follows the stages, and the number of depths ``n``.
+        """
+        depths = self.num_layers + 2
+        if not param_name.startswith(prefix):
+            return depths - 1, depths
+        name = param_name[len(prefix) :]
+        if name.startswith(('pos_embed', 'patch_embed')):
+            return 0, depths
+        match = re.match(r'layers\.(\d+)\.(?:blocks\.(\d+))?', name)
+        if match is None:
+            return depths - 1, depths
+        stage, block = match.groups()
+        before = sum(self.depths[: int(stage)])
+        if block is None:
+            return before + self.depths[int(stage)], depths
+        return before + int(block) + 1, depths
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Extracts features from images (B, C, H, W), any H and W.
+
+        Returns:
+            tuple[Tensor, ...]: One tensor per ``out_indices``, shaped as
+            ``out_type`` says, on the grid of its stage.
+
+        Raises:
+            ValueError: If an image is too small for the stages.
+        """
+        x, grid = self.patch_embed(x)
+        if self.pos_embed is not None:
+            x = x + self._resize_positions(
+                self.pos_embed, self.patch_embed.init_out_size, grid
+            )
+        last = len(self.layers) - 1
+        outs = []
+        for i, stage in enumerate(self.layers):
+            for block in stage.blocks:
+                x = self._run_block(block, x, grid)
+            if i in self.out_indices:
+                norm = self.norm if i == last else getattr(self, f'outnorm{i}')
+                out = x if norm is None else norm(x)
+                outs.append(self._format_output(out, grid))
+            x, grid = stage.downsample(x, grid)
+        return tuple(outs)

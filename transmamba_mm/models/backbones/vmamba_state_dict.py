@@ -1,0 +1,94 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""The names in VMamba's released checkpoints, and those used here."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+# Names of the first release, and what the later ones call the same.
+_OLD_NAMES = (
+    (r'^patch_embed\.proj\.', 'patch_embed.0.'),
+    (r'^patch_embed\.norm\.', 'patch_embed.2.'),
+    (r'\.ln_1\.', '.norm.'),
+    (r'\.self_attention\.', '.op.'),
+    (r'^norm\.', 'classifier.norm.'),
+    (r'^head\.', 'classifier.head.'),
+)
+_LINEAR = r'(in_proj|out_proj|fc1|fc2|classifier\.head)\.weight$'
+
+
+def convert_vmamba_state_dict(
+    state_dict: Mapping[str, Any], ema: bool = True
+) -> dict[str, Tensor]:
+    """Names an official checkpoint's tensors as an mmpretrain classifier's.
+
+    The classifier is an ``ImageClassifier`` of a :class:`VMamba` and a
+    ``LinearClsHead``. Understood are the names of all releases: those of the
+    first one (``self_attention``, ``ln_1``), 1x1 convolutions for Linears,
+    the grouped convolutions of the one-file version, and detection backbones
+    with ``outnorm<stage>``.
+
+    Args:
+        state_dict (Mapping[str, Any]): What an official file holds: a state
+            dict, alone or under ``'model'`` and ``'model_ema'``.
+        ema (bool): Take ``'model_ema'`` where there is one, whose accuracy is
+            the reported one. Defaults to True.
+
+    Returns:
+        dict[str, Tensor]: The same tensors under ``backbone.`` and
+        ``head.fc.``, in the same order.
+    """
+    names = ('model_ema', 'model') if ema else ('model', 'model_ema')
+    for name in names:
+        if isinstance(state_dict.get(name), Mapping):
+            state_dict = state_dict[name]
+            break
+    renamed = {}
+    for key, value in state_dict.items():
+        for old, new in _OLD_NAMES:
+            key = re.sub(old, new, key)
+        renamed[key] = value
+    stages = [re.match(r'layers\.(\d+)\.', key) for key in renamed]
+    last = max((int(match[1]) for match in stages if match), default=-1)
+    prefixes = {
+        'classifier.norm.': 'backbone.norm.',
+        f'outnorm{last}.': 'backbone.norm.',
+        'classifier.head.': 'head.fc.',
+    }
+    converted = {}
+    for key, value in renamed.items():
+        key, value = _ungroup(key, value, renamed)
+        if value.dim() == 4 and key == 'pos_embed':
+            value = value.flatten(2).mT
+        elif value.dim() == 4 and re.search(_LINEAR, key):
+            value = value.flatten(1)
+        for prefix, new in prefixes.items():
+            if key.startswith(prefix):
+                key = new + key[len(prefix) :]
+                break
+        else:
+            key = f'backbone.{key}'
+        converted[key] = value
+    return converted
+
+
+def _ungroup(
+    key: str, value: Tensor, state_dict: Mapping[str, Tensor]
+) -> tuple[str, Tensor]:
+    """Takes grouped convolutions apart: one matrix per direction."""
+    mixer, _, leaf = key.rpartition('.op.')
+    names = {
+        'x_proj.weight': 'x_proj_weight',
+        'dt_projs.weight': 'dt_projs_weight',
+        'dt_projs.bias': 'dt_projs_bias',
+    }
+    if leaf not in names:
+        return key, value
+    inner = state_dict[f'{mixer}.op.out_proj.weight'].shape[1]
+    total = state_dict[f'{mixer}.op.A_logs'].shape[:-1].numel()
+    value = value.unflatten(0, (total // inner, -1))
+    if leaf != 'dt_projs.bias':
+        value = value.flatten(2)
+    return f'{mixer}.op.{names[leaf]}', value

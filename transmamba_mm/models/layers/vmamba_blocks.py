@@ -1,0 +1,307 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""The parts of VMamba around its mixer: stems, downsampling, blocks.
+
+Paper: VMamba (arXiv 2401.10166). Parameters have the names of the released
+checkpoints, hence the numbered modules. All take and return tokens
+(B, h*w, C) in raster order with their grid (h, w), except the stems, which
+take images.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Union
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
+from mmengine.utils import to_2tuple
+from torch import Tensor, nn
+
+from .cross_scan_mixer import CrossScanMixer, build_activation
+from .linear import Linear
+from .taps import Grid
+
+
+def _to_map(tokens: Tensor, grid: Grid) -> Tensor:
+    """Tokens (B, h*w, C) as a map (B, C, h, w), without a copy."""
+    return tokens.mT.unflatten(2, grid)
+
+
+def _to_tokens(maps: Tensor) -> tuple[Tensor, Grid]:
+    """A map (B, C, h, w) as tokens (B, h*w, C), and its grid."""
+    return maps.flatten(2).mT, tuple(maps.shape[2:])
+
+
+class MapNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a map (B, C, h, w)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises each place of the map."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class VMambaStem(nn.Sequential):
+    """Patches from images.
+
+    ``'v1'`` is one convolution without overlap, ``'v2'`` two overlapping
+    ones with a GELU between, each of half the patch size in stride. As in
+    the original, 4 is the patch size for which the strides multiply to it.
+
+    Args:
+        in_channels (int): Image channels.
+        embed_dims (int): Token width.
+        patch_size (int): Side of a patch in pixels.
+        version (str): ``'v1'`` or ``'v2'``.
+        norm (bool): Whether LayerNorm follows each convolution.
+        input_size (int | tuple[int, int]): Image (H, W) for which
+            ``init_out_size`` is computed.
+
+    Raises:
+        ValueError: If ``version`` or ``patch_size`` is not supported, or an
+            image is smaller than a patch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        embed_dims: int,
+        patch_size: int,
+        version: str,
+        norm: bool,
+        input_size: Union[int, tuple[int, int]],
+    ) -> None:
+        modules = OrderedDict()
+        if version == 'v1':
+            modules['0'] = nn.Conv2d(
+                in_channels, embed_dims, patch_size, patch_size
+            )
+            if norm:
+                modules['2'] = MapNorm(embed_dims)
+        elif version == 'v2':
+            if patch_size < 4 or patch_size % 2:
+                raise ValueError(
+                    f"patch_embed='v2' halves the patch first, so patch_size "
+                    f'must be even and at least 4, got {patch_size}; use '
+                    f"patch_embed='v1' for others"
+                )
+            half, middle = patch_size // 2, embed_dims // 2
+            kwargs = dict(kernel_size=half + 1, stride=half, padding=1)
+            modules['0'] = nn.Conv2d(in_channels, middle, **kwargs)
+            if norm:
+                modules['2'] = MapNorm(middle)
+            modules['4'] = nn.GELU()
+            modules['5'] = nn.Conv2d(middle, embed_dims, **kwargs)
+            if norm:
+                modules['7'] = MapNorm(embed_dims)
+        else:
+            raise ValueError(
+                f"patch_embed must be 'v1' or 'v2', got {version!r}"
+            )
+        super().__init__(modules)
+        self.init_out_size = self._out_size(to_2tuple(input_size))
+
+    def _out_size(self, size: Sequence[int]) -> tuple[int, int]:
+        """The grid of an image of this size."""
+        grid = tuple(size)
+        for module in self:
+            if isinstance(module, nn.Conv2d):
+                grid = tuple(
+                    (side + 2 * module.padding[0] - module.kernel_size[0])
+                    // module.stride[0]
+                    + 1
+                    for side in grid
+                )
+            if min(grid) < 1:
+                raise ValueError(
+                    f'an image of {size[0]}x{size[1]} is smaller than a '
+                    f'patch: use larger images or a smaller patch_size'
+                )
+        return grid
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """Embeds images (B, C, H, W).
+
+        Returns:
+            tuple: Tokens (B, h*w, embed_dims) in raster order, and (h, w).
+        """
+        self._out_size(x.shape[2:])
+        return _to_tokens(super().forward(x))
+
+
+class NoDownsample(nn.Module):
+    """Stands where a stage does not change its grid."""
+
+    def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """Returns its inputs."""
+        return x, grid
+
+
+class ConvDownsample(nn.Sequential):
+    """A convolution of stride 2 and a norm (``'v2'`` and ``'v3'``).
+
+    Args:
+        in_dims (int): Token width before.
+        out_dims (int): Token width after.
+        kernel_size (int): 3, which rounds odd grids up, or 2, which rounds
+            them down.
+    """
+
+    def __init__(self, in_dims: int, out_dims: int, kernel_size: int) -> None:
+        conv = nn.Conv2d(in_dims, out_dims, kernel_size, 2, kernel_size // 3)
+        super().__init__(OrderedDict({'1': conv, '3': MapNorm(out_dims)}))
+
+    def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """Maps tokens (B, h*w, C) to a grid of half the size.
+
+        Raises:
+            ValueError: If a side of the grid is too small to be halved.
+        """
+        conv = self[0]
+        if min(grid) + 2 * conv.padding[0] < conv.kernel_size[0]:
+            raise ValueError(
+                f'a grid of {grid[0]}x{grid[1]} tokens cannot be halved by '
+                f"downsample='v2': use larger images, or 'v3' or 'v1'"
+            )
+        return _to_tokens(super().forward(_to_map(x, grid)))
+
+
+class MergeDownsample(nn.Module):
+    """Joins each 2x2 tokens into one (``'v1'``).
+
+    An odd grid gets a row of zeros below or a column on the right.
+
+    Args:
+        in_dims (int): Token width before.
+        out_dims (int): Token width after.
+    """
+
+    def __init__(self, in_dims: int, out_dims: int) -> None:
+        super().__init__()
+        self.reduction = Linear(4 * in_dims, out_dims, bias=False)
+        self.norm = nn.LayerNorm(4 * in_dims)
+
+    def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """Maps tokens (B, h*w, C) to a grid of half the size."""
+        h, w = grid
+        x = F.pad(x.unflatten(1, grid), (0, 0, 0, w % 2, 0, h % 2))
+        corners = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+        x = torch.cat(corners, dim=-1)
+        grid = tuple(x.shape[1:3])
+        return self.reduction(self.norm(x.flatten(1, 2))), grid
+
+
+def build_downsample(version: str, in_dims: int, out_dims: int) -> nn.Module:
+    """Builds what stands between two stages.
+
+    Args:
+        version (str): ``'v1'``, ``'v2'``, ``'v3'`` or ``'none'``.
+        in_dims (int): Token width before.
+        out_dims (int): Token width after.
+
+    Raises:
+        ValueError: If there is no such version, or ``'none'`` would have to
+            change the width.
+    """
+    if version == 'v1':
+        return MergeDownsample(in_dims, out_dims)
+    if version in ('v2', 'v3'):
+        return ConvDownsample(in_dims, out_dims, int(version[1]))
+    if version != 'none':
+        raise ValueError(
+            f"downsample must be 'v1', 'v2', 'v3' or 'none', got {version!r}"
+        )
+    if in_dims != out_dims:
+        raise ValueError(
+            f"downsample='none' keeps the width, but stages of {in_dims} and "
+            f'{out_dims} channels follow each other: give embed_dims one '
+            f'equal width per stage'
+        )
+    return NoDownsample()
+
+
+class VMambaMlp(nn.Module):
+    """Two Linears with an activation between, or a gate (``gated``).
+
+    Args:
+        embed_dims (int): Token width.
+        hidden_dims (int): Width between the Linears.
+        gated (bool): Whether ``fc1`` gives twice as many channels, of which
+            the second half is activated and multiplies the first.
+        act (str): Activation, see :func:`build_activation`.
+        drop_rate (float): Dropout after the activation and at the end.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        hidden_dims: int,
+        gated: bool,
+        act: str,
+        drop_rate: float,
+    ) -> None:
+        super().__init__()
+        self.gated = gated
+        self.fc1 = Linear(embed_dims, (2 if gated else 1) * hidden_dims)
+        self.act = build_activation(act)
+        self.fc2 = Linear(hidden_dims, embed_dims)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps tokens (B, L, C) to the same shape."""
+        x = self.fc1(x)
+        if self.gated:
+            x, gate = x.chunk(2, dim=-1)
+            x = x * self.act(gate)
+        else:
+            x = self.act(x)
+        return self.drop(self.fc2(self.drop(x)))
+
+
+class VMambaBlock(BaseModule):
+    """A residual mixer and an optional residual MLP.
+
+    Args:
+        embed_dims (int): Token width.
+        directions (Sequence[str]): Registered scan orders.
+        mixer_cfg (dict): Further arguments of :class:`CrossScanMixer`.
+        mlp_ratio (float): MLP width over ``embed_dims``; 0 for none.
+        gated_mlp (bool): See :class:`VMambaMlp`.
+        mlp_act (str): See :class:`VMambaMlp`.
+        drop_rate (float): Dropout after the mixer and in the MLP.
+        drop_path_rate (float): Stochastic depth rate of both branches.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        directions: Sequence[str],
+        mixer_cfg: dict,
+        mlp_ratio: float,
+        gated_mlp: bool,
+        mlp_act: str,
+        drop_rate: float,
+        drop_path_rate: float,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(embed_dims)
+        self.op = CrossScanMixer(embed_dims, directions, **mixer_cfg)
+        self.drop = nn.Dropout(drop_rate)
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm2 = self.mlp = None
+        if mlp_ratio:
+            self.norm2 = nn.LayerNorm(embed_dims)
+            self.mlp = VMambaMlp(
+                embed_dims,
+                int(mlp_ratio * embed_dims),
+                gated_mlp,
+                mlp_act,
+                drop_rate,
+            )
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Maps raster tokens (B, h*w, C) to the same shape."""
+        x = x + self.drop_path(self.drop(self.op(self.norm(x), grid)))
+        if self.mlp is not None:
+            x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x
