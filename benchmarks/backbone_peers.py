@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from transmamba_mm import ops
 from transmamba_mm.models.backbones import MambaBackbone
+from transmamba_mm.models.layers.linear import Linear
 
 try:
     import timm
@@ -41,11 +42,22 @@ def nearest_deit(parameters: int) -> str:
     return min(DEITS, key=lambda name: abs(DEITS[name] - parameters))
 
 
-def deit(name: str, side: int) -> Optional[nn.Module]:
-    """Build a DeiT without its classifier; None if timm is missing."""
+def deit(name: str, side: int, our_linear: bool) -> Optional[nn.Module]:
+    """Build a DeiT without its classifier; None if timm is missing.
+
+    Args:
+        name: timm's.
+        side: height and width of the images.
+        our_linear: whether it uses our linear map instead of PyTorch's.
+    """
     if timm is None:
         return None
-    return timm.create_model(name, img_size=side, num_classes=0)
+    model = timm.create_model(name, img_size=side, num_classes=0)
+    if our_linear:
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = Linear
+    return model
 
 
 def conv1d_silu(x, weight, bias=None, reverse=False) -> Tensor:

@@ -84,8 +84,8 @@ def convert_official(
             f'{family}: use a config of {families[family].__name__}'
         )
     tensors = find_tensors(backbone, source, ema)
-    tensors, _ = to_classifier_names(backbone, tensors, source)
-    tensors = fit(model, tensors, tensors._metadata)
+    tensors = to_classifier_names(backbone, tensors, source)
+    tensors = fit(backbone, tensors, tensors._metadata, _BACKBONE)
     tensors, fresh = settle(backbone, tensors, source, _BACKBONE)
     result = model.state_dict()
     if drop_head:
@@ -108,11 +108,7 @@ def convert_official(
             out = osp.join(osp.dirname(checkpoint), out)
     os.makedirs(osp.dirname(osp.abspath(out)), exist_ok=True)
     meta = dict(
-        official=dict(
-            family=backbone.FAMILY,
-            file=osp.basename(checkpoint),
-            layout=backbone.layout,
-        ),
+        official=dict(file=osp.basename(checkpoint), layout=backbone.layout),
         transmamba_mm_version=__version__,
     )
     torch.save(dict(meta=meta, state_dict=result), out)

@@ -16,7 +16,7 @@ from transmamba_mm.models.layers import Linear
 from transmamba_mm.ops import linear
 from transmamba_mm.registry import MODELS
 
-from .records import TapRecord
+from .records import Grid, TapRecord
 
 
 class _Calibrator(nn.Module):
@@ -68,8 +68,9 @@ class FeatureCalibration(BaseConnector):
             False.
         grid (tuple[int, ...], optional): Interpolate taps to this token
             grid first, for students whose grid differs from the teacher's.
-            Defaults to None: hierarchical students get the grid for which
-            the teacher was built, others no interpolation.
+            Defaults to None: no interpolation, except that hierarchical
+            students get the teacher's grid. Teacher and student must then
+            be built for images of one size; those they get may have others.
         init_cfg (dict, optional): mmengine initialisation.
 
     Raises:
@@ -93,6 +94,8 @@ class FeatureCalibration(BaseConnector):
         self.directions = directions
         self.shared = shared
         self.grid = tuple(grid) if grid else None
+        # Of images for which student (first layer) and teacher were built.
+        self._built_grids: Optional[tuple[Grid, Grid]] = None
         self.mlps: Optional[nn.ModuleList] = None
         if None not in (in_channels, out_channels, num_layers, directions):
             self._build()
@@ -113,7 +116,10 @@ class FeatureCalibration(BaseConnector):
         if self.out_channels is None:
             self.out_channels = _width_of(teacher)
         if self.grid is None and backbone.hierarchical:
-            self.grid = _grid_of(teacher)
+            self._built_grids = (
+                backbone.patch_embed.init_out_size,
+                _grid_of(teacher),
+            )
         self._build()
 
     def _build(self) -> None:
@@ -155,11 +161,22 @@ class FeatureCalibration(BaseConnector):
                 'in_channels, out_channels, num_layers and directions, or '
                 'use it inside transmamba.TransMambaDistill'
             )
-        return [self._calibrate(record) for record in feature]
+        grid = self._target_grid(feature)
+        return [self._calibrate(record, grid) for record in feature]
 
-    def _calibrate(self, record: TapRecord) -> TapRecord:
-        if self.grid is not None:
-            record = record.resized(self.grid)
+    def _target_grid(self, feature: list[TapRecord]) -> Optional[Grid]:
+        """The grid to interpolate to, if any."""
+        if self._built_grids is None:
+            return self.grid
+        first = min(feature, key=lambda record: record.layer).grid
+        return tuple(
+            round(teacher * now / built)
+            for now, built, teacher in zip(first, *self._built_grids)
+        )
+
+    def _calibrate(self, record: TapRecord, grid: Optional[Grid]) -> TapRecord:
+        if grid is not None:
+            record = record.resized(grid)
         index = 0
         if not self.shared:
             place = list(self.directions).index(record.direction)

@@ -7,6 +7,7 @@ that a model may start from nothing by mistake.
 
 import logging
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Optional
@@ -25,6 +26,7 @@ from .official import (
     NOTE,
     CheckpointError,
     Source,
+    check_converted,
     check_layout,
     check_official,
     lookup,
@@ -35,6 +37,11 @@ if TYPE_CHECKING:
 
 _BACKBONE = 'backbone.'
 _SHOWN = 4  # names in an error message
+
+
+class NothingForItError(CheckpointError):
+    """Not one tensor is for the backbone."""
+
 
 # ---------------------------------------------------------------- the names
 
@@ -77,7 +84,7 @@ def to_classifier_names(
     backbone: 'MambaBackbone',
     state_dict: 'OrderedDict[str, Tensor]',
     source: Source,
-) -> tuple['OrderedDict[str, Tensor]', bool]:
+) -> 'OrderedDict[str, Tensor]':
     """Names tensors as a classifier of this backbone does.
 
     Args:
@@ -87,16 +94,18 @@ def to_classifier_names(
         source (Source): Where they come from.
 
     Returns:
-        tuple[OrderedDict[str, Tensor], bool]: The tensors under
-        ``backbone.`` and ``head.``, and whether they were official ones.
+        OrderedDict[str, Tensor]: The tensors under ``backbone.`` and
+        ``head.``.
 
     Raises:
-        CheckpointError: If an official file belongs to another family.
+        NothingForItError: If there is nothing for the backbone.
+        CheckpointError: If a file belongs to another family.
     """
     state_dict = drop_ema_buffers(state_dict)
     metadata = getattr(state_dict, '_metadata', None) or {}
     if any(key.startswith(_BACKBONE) for key in state_dict):
-        return state_dict, False
+        check_converted(backbone, source)
+        return state_dict
     alone = NOTE in metadata.get('', {})
     named = state_dict
     if not alone:
@@ -112,7 +121,7 @@ def to_classifier_names(
     if not backbone.state_dict().keys() & {
         key[len(_BACKBONE) :] for key in named
     }:
-        raise CheckpointError(
+        raise NothingForItError(
             f'{source} holds nothing for {type(backbone).__name__}: its '
             f'tensors are {_some(state_dict)}. If they are those of a part '
             f'of a larger model, give its backbone init_cfg=dict('
@@ -127,7 +136,7 @@ def to_classifier_names(
         for name, note in metadata.items()
         if alone
     )
-    return named, not alone
+    return named
 
 
 def drop_ema_buffers(
@@ -149,17 +158,30 @@ def drop_ema_buffers(
 
 
 def fit(
-    module: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping
+    backbone: 'MambaBackbone',
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping,
+    prefix: str = '',
 ) -> dict[str, Tensor]:
-    """Runs the hooks that make tensors fit a module before a load.
+    """Runs the hooks that make tensors fit a backbone before a load.
 
     They run again when the tensors are loaded, and change nothing then.
+
+    Args:
+        backbone (MambaBackbone): The backbone.
+        tensors (Mapping[str, Tensor]): What is to be loaded.
+        metadata (Mapping): What torch stored with it, by name of a module.
+        prefix (str): Prefix of the backbone there. Defaults to ``''``.
+
+    Returns:
+        dict[str, Tensor]: The tensors as they will be loaded.
     """
     tensors = dict(tensors)
-    for name, child in module.named_modules():
-        prefix = f'{name}.' if name else ''
+    for name, child in backbone.named_modules():
+        own = f'{prefix}{name}.' if name else prefix
+        note = metadata.get(own[:-1], {})
         for hook in child._load_state_dict_pre_hooks.values():
-            hook(tensors, prefix, metadata.get(name, {}), False, [], [], [])
+            hook(tensors, own, note, True, [], [], [])
     return tensors
 
 
@@ -232,13 +254,13 @@ def load_backbone(
     source = Source(read_checkpoint(path), path)
     state_dict = find_tensors(backbone, source)
     prefix = _BACKBONE if prefix is None else f'{prefix.rstrip(".")}.'
-    if not any(key.startswith(prefix) for key in state_dict):
-        if prefix != _BACKBONE:
-            raise CheckpointError(
-                f"no tensor of {source} starts with '{prefix}'; its tensors "
-                f'are {_some(state_dict)}'
-            )
-        state_dict, _ = to_classifier_names(backbone, state_dict, source)
+    if prefix == _BACKBONE:
+        state_dict = to_classifier_names(backbone, state_dict, source)
+    elif not any(key.startswith(prefix) for key in state_dict):
+        raise CheckpointError(
+            f"no tensor of {source} starts with '{prefix}'; its tensors "
+            f'are {_some(state_dict)}'
+        )
     tensors = strip_prefix(state_dict, prefix)
     metadata = tensors._metadata
     check_layout(backbone, metadata.get('', {}).get(NOTE, {}), source)
@@ -254,40 +276,50 @@ def load_backbone(
 
 
 def filter_classifier_state(
-    backbone: 'MambaBackbone', state_dict: dict, prefix: str, strict: bool
+    backbone: 'MambaBackbone', state_dict: dict, prefix: str
 ) -> None:
     """Makes a checkpoint fit the classifier around a backbone, in place.
 
     MMEngine loads without ``strict`` and only warns, so that the part of the
-    backbone is checked here. It passes ``strict=True`` to the hooks; only
-    an explicit ``load_state_dict(strict=False)`` of torch passes False.
+    backbone is checked here. A file made by hand, which holds no note of the
+    layout, may hold some of its tensors only, e.g. to override start values.
+    Anything goes with torch's ``load_state_dict(state_dict, strict=False)``.
 
     Args:
         backbone (MambaBackbone): The backbone of the classifier.
         state_dict (dict): What is loaded into the classifier.
         prefix (str): Prefix of the classifier.
-        strict (bool): Whether everything must fit.
 
     Raises:
         CheckpointError: If the tensors do not fit the backbone.
     """
     own = f'{prefix}{_BACKBONE}'
+    strict = _is_strict()
     content = OrderedDict(state_dict)
     content._metadata = getattr(state_dict, '_metadata', None)
     source = Source(content)
+    # The state dict of a part has no metadata: that of a model around the
+    # classifier is not known to be complete.
+    whole = NOTE in (content._metadata or {}).get(own[:-1], {})
     if prefix == '' and state_dict:
         if any(key.startswith(own) for key in state_dict):
             kept = drop_ema_buffers(state_dict)
             for key in state_dict.keys() - kept.keys():
                 del state_dict[key]
-        elif strict or not _holds_only_head(state_dict):
+        else:
             tensors = find_tensors(backbone, source)
-            tensors, _ = to_classifier_names(backbone, tensors, source)
+            try:
+                tensors = to_classifier_names(backbone, tensors, source)
+            except NothingForItError:
+                if strict:
+                    raise
+                return
             # The caller looks for the note of a backbone alone elsewhere.
             note = tensors._metadata.get(_BACKBONE[:-1], {}).get(NOTE, {})
             check_layout(backbone, note, source)
             state_dict.clear()
             state_dict.update(tensors)
+            whole = True
     if not strict or not any(key.startswith(own) for key in state_dict):
         return
     part = {
@@ -296,6 +328,8 @@ def filter_classifier_state(
         if key.startswith(own)
     }
     part, fresh = settle(backbone, fit(backbone, part, {}), source)
+    if not whole:
+        fresh = backbone.state_dict().keys()
     check_match(backbone, part, source, fresh)
     state_dict.update((f'{own}{key}', value) for key, value in part.items())
 
@@ -335,11 +369,17 @@ def settle(
     return {k: v for k, v in tensors.items() if k not in left}, fresh
 
 
-def _holds_only_head(state_dict: Mapping[str, Any]) -> bool:
-    return all(
-        key.startswith(('head', 'neck', 'data_preprocessor'))
-        for key in state_dict
-    )
+def _is_strict() -> bool:
+    """False if the load that runs now is torch's with ``strict=False``.
+
+    Torch tells hooks ``strict=True`` in any case, so its caller is asked.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is nn.Module.load_state_dict.__code__:
+            return frame.f_locals.get('strict', True)
+        frame = frame.f_back
+    return True
 
 
 def _some(names: Iterable[str]) -> str:

@@ -192,9 +192,6 @@ def find_evidence(
             if any(name.endswith(key) for name in tensors)
         ]
     content = source.content if isinstance(source.content, Mapping) else {}
-    stated = lookup(lookup(lookup(content, 'meta'), 'official'), 'family')
-    if isinstance(stated, str):
-        found.append(('its meta data say so', stated))
     if source.family is not None:
         found.append(('you named the family', source.family))
     names = {'args.model': lookup(lookup(content, 'args'), 'model')}
@@ -217,6 +214,16 @@ def find_evidence(
                     )
                 )
     return found
+
+
+def check_converted(backbone: 'MambaBackbone', source: Source) -> None:
+    """Refuses a converted file of another model, by its meta data.
+
+    Raises:
+        CheckpointError: If it says that it is one.
+    """
+    official = lookup(lookup(source.content, 'meta'), 'official')
+    check_layout(backbone, lookup(official, 'layout') or {}, source)
 
 
 def check_official(

@@ -28,6 +28,7 @@ optim_wrapper = dict(
         flat_decay_mult=0.0,
         custom_keys={
             '.pos_embed': dict(decay_mult=0.0),
+            '.temporal_pos_embedding': dict(decay_mult=0.0),
             '.cls_token': dict(decay_mult=0.0),
             '.A_log': dict(decay_mult=0.0),
             '.A_b_log': dict(decay_mult=0.0),

@@ -20,23 +20,10 @@ optim_wrapper = dict(
     clip_grad=None,
 )
 
+# From 1e-6 as there, which is another part of the peak.
 param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=1e-3,
-        by_epoch=True,
-        begin=0,
-        end=5,
-        convert_to_iter_based=True,
-    ),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=1e-5,
-        by_epoch=True,
-        begin=5,
-        end=300,
-        convert_to_iter_based=True,
-    ),
+    dict(_base_.param_scheduler[0], start_factor=1e-3),
+    _base_.param_scheduler[1],
 ]
 
 ema_hook = dict(momentum=4e-5)

@@ -289,6 +289,31 @@ def test_converts_position_embeddings_and_detection_backbones():
         assert result[f'backbone.{key}'].equal(value), key
 
 
+def test_official_file_as_a_pretrained_backbone(tmp_path):
+    """The averaged weights are taken; other scans are refused."""
+    path = str(tmp_path / 'vssm_tiny.pth')
+    arch = small_arch(depths=(1, 2), dims=6)
+    files = [build(tiny_student(), seed=s).state_dict() for s in (1, 2)]
+    model, ema = map(official_names, files)
+    torch.save(dict(model=model, model_ema=ema), path)
+    start = dict(type='Pretrained', checkpoint=path)
+    net = VMamba(arch, out_indices=(0, 1), init_cfg=start)
+    net.init_weights()  # the norm of the first stage stays fresh
+    for key, value in net.state_dict().items():
+        if not key.startswith('outnorm'):
+            assert value.equal(files[1][f'backbone.{key}']), key
+    for kwargs in (
+        dict(arch=arch, directions=VMamba.DIRECTIONS['v052d']),
+        dict(arch=dict(arch, out_act=True)),
+        dict(arch=dict(arch, act='relu')),
+    ):
+        other = VMamba(**kwargs, init_cfg=start)
+        with pytest.raises(ValueError, match='to another model than this'):
+            other.init_weights()
+    with pytest.raises(ValueError, match='does not fit VMamba'):
+        VMamba(small_arch(dims=6), init_cfg=start).init_weights()
+
+
 def test_forward_types_of_the_original():
     parse = parse_forward_type
     options, directions = parse('v05_noz')

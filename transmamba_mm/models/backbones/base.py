@@ -237,11 +237,9 @@ class MambaBackbone(BaseModule):
             if hasattr(self, '_params_init_info'):
                 update_init_info(self, f'loaded from {cfg["checkpoint"]}')
 
-    def _checkpoint_filter(
-        self, state_dict: dict, prefix: str, local_metadata, strict, *args
-    ) -> None:
+    def _checkpoint_filter(self, state_dict: dict, prefix: str, *args) -> None:
         """Run by mmpretrain's classifiers before they load anything."""
-        filter_classifier_state(self, state_dict, prefix, strict)
+        filter_classifier_state(self, state_dict, prefix)
 
     def _check_layout(
         self, state_dict: dict, prefix: str, local_metadata: dict, *args

@@ -31,6 +31,7 @@ from ..class_tokens import join_class_tokens, split_class_tokens
 from ..layers import OverlapPatchEmbed, TubeletPatchEmbed
 from ..layers.taps import Grid
 from ..official import OfficialFormat
+from ..token_mask import keep_tokens
 from .bidirectional import (
     BidirectionalBackbone,
     name_as_classifier,
@@ -433,13 +434,12 @@ class VideoMamba(BidirectionalBackbone):
         x, grid = self._embed(x, **kwargs)
         if mask is None:
             return x, grid
-        self._check_mask(mask, x)
         if any(taps.active(d) for taps in self.taps() for d in taps.out):
             raise RuntimeError(
                 'the taps cannot be recorded while mask drops tokens: the '
                 'rest is no grid in scan order; record without mask'
             )
-        return x[~mask].unflatten(0, (len(x), -1)), grid
+        return keep_tokens(x, mask), grid
 
     def _check_input(self, x: Tensor, use_image: bool) -> None:
         videos = self.num_frames is not None
@@ -459,28 +459,6 @@ class VideoMamba(BidirectionalBackbone):
                 'as tubelet_size, in a model with num_frames, got '
                 f'{tuple(x.shape)}'
             )
-
-    @staticmethod
-    def _check_mask(mask: Tensor, tokens: Tensor) -> None:
-        if mask.dtype != torch.bool or mask.shape != tokens.shape[:2]:
-            raise ValueError(
-                f'mask must be bool {tuple(tokens.shape[:2])}, one entry per '
-                f'token with the class token first, got {mask.dtype} '
-                f'{tuple(mask.shape)}'
-            )
-        dropped = mask.sum(dim=1)
-        if mask[:, 0].any():
-            raise ValueError(
-                'mask drops the class token, which is the first: set '
-                'mask[:, 0] = False'
-            )
-        if (dropped != dropped[0]).any():
-            raise ValueError(
-                f'mask must drop as many tokens in each row, got '
-                f'{dropped.tolist()}'
-            )
-        if dropped[0] == tokens.shape[1] - 1:
-            raise ValueError('mask drops every patch: keep at least one')
 
     def _pool(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Pools tokens (B, 1 + N, C), class token first, to (B, n, C)."""

@@ -18,6 +18,7 @@ model has.
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Union
 
 import torch
@@ -36,6 +37,20 @@ from ..layers.vmamba_blocks import (
 from ..official import OfficialFormat
 from .base import MambaBackbone
 from .vmamba_state_dict import convert_vmamba_state_dict
+
+# Keys of an arch that CrossScanMixer knows by the same name.
+_MIXER_OPTIONS = (
+    'd_state',
+    'dt_rank',
+    'conv_size',
+    'conv_bias',
+    'gated',
+    'gate_act',
+    'out_norm',
+    'out_act',
+    'act',
+    'ssm_init',
+)
 
 _VANILLA = dict(
     d_state=16,
@@ -57,8 +72,8 @@ class VMamba(MambaBackbone):
     released model has. ``transmamba-tiny`` is VMamba's second version with
     nine blocks in the third stage, 16 states and ``ssm_ratio=2``:
     40,487,080 parameters with 1000 classes. ``transmamba-tiny-conv-bias``
-    (40,498,216) and ``transmamba-tiny-gated`` (a gate, and an MLP of ratio 3
-    for it; 40,492,648) come as near. ``transmamba-tiny-wide`` is the
+    (40,498,216) and ``transmamba-tiny-gated`` (that, a gate, and an MLP of
+    ratio 3 for it; 40,492,648) come as near. ``transmamba-tiny-wide`` is the
     configuration in the code that the authors published later, 38,375,396
     with its 100 classes.
 
@@ -185,13 +200,15 @@ class VMamba(MambaBackbone):
     FINAL_NORM = 'norm'
     FAMILY = 'vmamba'
     OFFICIAL = OfficialFormat(
-        layout=dict(directions=DIRECTIONS['cross']), averaged=True
+        layout=dict(
+            directions=DIRECTIONS['cross'],
+            act='silu',
+            gate_act=True,
+            out_act=False,
+            mlp_act='gelu',
+        ),
+        averaged=True,
     )
-    OPTIONAL_KEYS = r'outnorm\d+\.'
-    convert_official = staticmethod(convert_vmamba_state_dict)
-
-    FAMILY = 'vmamba'
-    OFFICIAL = OfficialFormat(averaged=True)
     OPTIONAL_KEYS = r'outnorm\d+\.'
     convert_official = staticmethod(convert_vmamba_state_dict)
 
@@ -259,9 +276,18 @@ class VMamba(MambaBackbone):
         rates = torch.linspace(
             0, drop_path_rate, self.num_layers, device='cpu'
         )
-        make = self._block_maker(arch, drop_rate)
-        blocks = iter(
-            make(dims, rate.item())
+        mixer_cfg = {name: arch[name] for name in _MIXER_OPTIONS}
+        make_block = partial(
+            VMambaBlock,
+            directions=self.directions,
+            mixer_cfg=dict(mixer_cfg, expand=arch['ssm_ratio']),
+            mlp_ratio=arch['mlp_ratio'],
+            gated_mlp=arch['gated_mlp'],
+            mlp_act=arch['mlp_act'],
+            drop_rate=drop_rate,
+        )
+        blocks = (
+            make_block(embed_dims=dims, drop_path_rate=rate.item())
             for dims, rate in zip(self.layer_dims, rates)
         )
         between = [
@@ -305,43 +331,6 @@ class VMamba(MambaBackbone):
                 f'{len(self.depths)} stages of depths, got {embed_dims}'
             )
         return tuple(embed_dims)
-
-    def _block_maker(self, arch: dict, drop_rate: float):
-        """A function from width and drop path rate to a block."""
-        same = (
-            'd_state',
-            'dt_rank',
-            'conv_size',
-            'conv_bias',
-            'gated',
-            'gate_act',
-            'out_norm',
-            'out_act',
-            'act',
-            'ssm_init',
-        )
-        mixer_cfg = {name: arch[name] for name in same}
-        mixer_cfg['expand'] = arch['ssm_ratio']
-
-        def make(dims: int, drop_path_rate: float) -> VMambaBlock:
-            return VMambaBlock(
-                dims,
-                self.directions,
-                mixer_cfg,
-                arch['mlp_ratio'],
-                arch['gated_mlp'],
-                arch['mlp_act'],
-                drop_rate,
-                drop_path_rate,
-            )
-
-        return make
-
-    @property
-    def layout(self) -> dict[str, Any]:
-        """See :attr:`MambaBackbone.layout`."""
-        names = ('act', 'mlp_act', 'gate_act', 'out_act')
-        return {**super().layout, **{name: self.arch[name] for name in names}}
 
     @property
     def num_outputs(self) -> int:

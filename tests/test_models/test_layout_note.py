@@ -1,0 +1,146 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""A state dict says what its names cannot, and is heeded."""
+
+import copy
+import io
+
+import pytest
+import torch
+from helpers import tiny_runner
+from mmengine.config import Config
+from mmengine.hooks import EMAHook
+from mmengine.runner import load_checkpoint, save_checkpoint
+from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
+from official_files import (
+    FLAT,
+    assert_same_logits,
+    build,
+    classifier,
+    lookalikes,
+)
+from torch import nn
+
+from transmamba_mm.apis import export_student
+from transmamba_mm.models import VideoMamba, VisionMamba
+from transmamba_mm.models.official import NOTE, CheckpointError
+from transmamba_mm.registry import MODELS
+
+
+def assert_note(state, family, prefix='backbone'):
+    note = state._metadata[prefix][NOTE]
+    assert note['family'] == family
+    assert note['directions'][0] in ('raster', 'snake_horizontal')
+
+
+def through_torch(model, path):
+    torch.save(model.state_dict(), path)
+    return torch.load(path, weights_only=True)
+
+
+def through_mmengine(model, path):
+    state = weights_to_cpu(get_state_dict(model))
+    save_checkpoint(dict(meta={}, state_dict=state), str(path))
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+def through_copies(model, path):
+    return copy.deepcopy(copy.deepcopy(model).state_dict())
+
+
+def through_pickle(model, path):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False).state_dict()
+
+
+@pytest.mark.parametrize(
+    'way', [through_torch, through_mmengine, through_copies, through_pickle]
+)
+@lookalikes
+def test_the_note_survives_and_is_heeded(tmp_path, family, other, way):
+    model = build(classifier(family))
+    before = list(model.state_dict())
+    state = way(model, tmp_path / 'x.pth')
+    assert list(state) == before  # no new names
+    assert_note(state, family)
+    same = MODELS.build(classifier(family))
+    same.load_state_dict(state)
+    assert_same_logits(same, model)
+    with pytest.raises(CheckpointError, match=f"family is '{family}' there"):
+        MODELS.build(classifier(other)).load_state_dict(state)
+    with pytest.raises(CheckpointError, match=f"family is '{family}' there"):
+        MODELS.build(classifier(other)['backbone']).load_state_dict(
+            model.backbone.state_dict()
+        )
+    # Without it, as before.
+    MODELS.build(classifier(other)).load_state_dict(dict(state))
+
+
+def test_other_contradictions_are_refused():
+    state = build(classifier('vim')).state_dict()
+    for wrong, word in (
+        (dict(class_token='head'), 'class_token'),
+        (dict(mixer_cfg=dict(divide_out=False)), 'divide_out'),
+    ):
+        with pytest.raises(CheckpointError, match=word):
+            MODELS.build(classifier('vim', **wrong)).load_state_dict(state)
+    state = build(classifier('plainmamba')).state_dict()
+    other = classifier('plainmamba', directions=('raster', 'raster_reverse'))
+    with pytest.raises(CheckpointError, match='directions'):
+        MODELS.build(other).load_state_dict(state)
+
+
+def test_the_note_survives_a_run_with_ema(tmp_path):
+    config = classifier('vim', img_size=16)
+    hook = dict(type='EMAHook', momentum=0.1)
+    runner = tiny_runner(tmp_path, config, custom_hooks=[hook])
+    runner.train()
+    assert any(isinstance(hook, EMAHook) for hook in runner.hooks)
+    path = str(tmp_path / 'epoch_1.pth')
+    content = torch.load(path, weights_only=True)
+    assert_note(content['state_dict'], 'vim')
+    assert_note(content['ema_state_dict'], 'vim', 'module.backbone')
+    load_checkpoint(MODELS.build(config), path, strict=True)
+    with pytest.raises(CheckpointError, match='family'):
+        other = classifier('videomamba', img_size=16)
+        load_checkpoint(MODELS.build(other), path)
+    # An interrupted run still goes on.
+    runner = tiny_runner(
+        tmp_path, config, 2, custom_hooks=[hook], load_from=path, resume=True
+    )
+    runner.train()
+
+
+def test_the_note_survives_the_export(tmp_path):
+    class Distilled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.architecture = build(classifier('vim'))
+            self.teacher = nn.Linear(2, 2)
+
+    cfg = Config(dict(model=dict(architecture=classifier('vim'))))
+    path = str(tmp_path / 'epoch_1.pth')
+    torch.save(
+        dict(
+            state_dict=Distilled().state_dict(),
+            meta=dict(cfg=cfg.pretty_text),
+        ),
+        path,
+    )
+    _, weights = export_student(path)
+    state = torch.load(weights, weights_only=True)['state_dict']
+    assert_note(state, 'vim')
+    assert not any('teacher' in name for name in state._metadata)
+    with pytest.raises(CheckpointError, match='family'):
+        load_checkpoint(MODELS.build(classifier('videomamba')), weights)
+
+
+def test_backbones_of_others_need_no_family():
+    class Mine(VisionMamba):
+        pass
+
+    state = VisionMamba(**FLAT).state_dict()
+    Mine(**FLAT).load_state_dict(state)
+    assert Mine.families()['vim'] is VisionMamba
+    assert Mine.families()['videomamba'] is VideoMamba

@@ -1,0 +1,60 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""State dicts keep their metadata through wrappers and prefixes."""
+
+import pytest
+import torch
+from torch import nn
+
+from transmamba_mm.utils.checkpoint import (
+    read_state_dict,
+    strip_prefix,
+    unwrap_state_dict,
+)
+
+
+class Versioned(nn.Linear):
+    _version = 7
+
+
+def model():
+    return nn.Sequential(nn.Sequential(Versioned(2, 2)), Versioned(1, 1))
+
+
+def test_a_part_keeps_its_metadata():
+    whole, part = model().state_dict(), model()[0].state_dict()
+    stripped = strip_prefix(whole, '0.')
+    assert stripped.keys() == part.keys()
+    assert stripped._metadata == part._metadata
+    assert strip_prefix(dict(whole), '0.')._metadata == {}
+
+
+@pytest.mark.parametrize('parallel', [False, True])
+def test_reading_keeps_the_metadata(tmp_path, parallel):
+    state = model().state_dict()
+    content = nn.ModuleDict(dict(module=model())).state_dict()
+    path = tmp_path / 'x.pth'
+    torch.save(dict(model=content if parallel else state), path)
+    assert read_state_dict(str(path))._metadata == state._metadata
+
+
+def test_averaged_weights_are_read_if_asked_for(tmp_path):
+    path = str(tmp_path / 'x.pth')
+    last, mean = dict(w=torch.zeros(1)), {'module.w': torch.ones(1)}
+    torch.save(dict(model=last, model_ema=mean), path)
+    assert read_state_dict(path)['w'] == 0
+    assert read_state_dict(path, ema=True)['w'] == 1
+    with pytest.raises(ValueError, match=r'no averaged.*model_ema'):
+        unwrap_state_dict(dict(model=last), ema=True)
+
+
+def test_files_of_the_net_run_no_code(tmp_path, monkeypatch):
+    """MMEngine's loader of URLs would unpickle anything."""
+    asked = {}
+
+    def load(url, **kwargs):
+        asked.update(kwargs, url=url)
+        return dict(w=torch.ones(1))
+
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', load)
+    assert read_state_dict('https://example.com/x.pth')['w'] == 1
+    assert asked['weights_only'] and asked['map_location'] == 'cpu'
