@@ -167,8 +167,9 @@ def test_a_strict_load_of_torch_is_strict():
     # Those who catch torch's error catch this one.
     with pytest.raises(RuntimeError, match=r'missing: layers\.2'):
         MODELS.build(deeper).load_state_dict(model.state_dict())
+    # Without the note of the layout it is left to torch.
     result = MODELS.build(deeper).load_state_dict(
-        model.state_dict(), strict=False
+        dict(model.state_dict()), strict=False
     )
     assert all('layers.2.' in key for key in result.missing_keys)
     state = {k: v for k, v in model.state_dict().items() if 'head' not in k}
@@ -182,10 +183,6 @@ def test_a_file_made_by_hand_may_hold_a_part(tmp_path):
     torch.save({'backbone.ln1.bias': bias}, path)
     model = pretrained_by_get_model(classifier('plainmamba'), path)
     assert model.backbone.ln1.bias.equal(bias)
-    for wrong in ({'backbone.ln1.bias': bias[1:]}, {'backbone.ln.bias': bias}):
-        torch.save(wrong, path)
-        with pytest.raises(CheckpointError, match='does not fit'):
-            pretrained_by_get_model(classifier('plainmamba'), path)
 
 
 def test_torch_loads_a_part_if_asked_to():
@@ -197,7 +194,8 @@ def test_torch_loads_a_part_if_asked_to():
     some = {k: v for k, v in model.state_dict().items() if 'layers.0' in k}
     other.load_state_dict(some, strict=False)
     other.load_state_dict({}, strict=False)
-    other.load_state_dict(dict(encoder=torch.ones(1)), strict=False)
+    with pytest.raises(CheckpointError, match='holds nothing'):
+        other.load_state_dict(dict(encoder=torch.ones(1)), strict=False)
     assert not other.backbone.pos_embed.equal(model.backbone.pos_embed)
 
 

@@ -780,3 +780,36 @@ def test_applying_keeps_dtype_and_gradient_state():
         assert parameter.is_leaf
     expected = teacher.backbone.ln1.weight.float()
     assert student.backbone.ln1.weight.equal(expected)
+
+
+def test_an_image_teacher_starts_a_video_student():
+    """Its patch embedding reads the middle frame of each tubelet."""
+    teacher = build(vit_cfg(dims=16, img_size=16, patch_size=4), 1)
+    student = build(
+        dict(
+            type='transmamba.VideoMamba',
+            arch=dict(embed_dims=12, num_layers=2),
+            img_size=16,
+            patch_size=4,
+            num_frames=6,
+            tubelet_size=3,
+        ),
+        2,
+    )
+    before = student.temporal_pos_embedding.clone()
+    weights = read_teacher(teacher.state_dict())
+    plan = Subcloner(student, weights, importance='random').plan()
+    plan.apply(student)
+    kept = Subcloner(student, weights, importance='random').indices(
+        'residual', None, 12
+    )
+    (entry,) = (e for e in plan.entries if e.name == 'patch_embed.proj.weight')
+    assert entry.rule == 'resize'
+    assert 'inflated to 3 frames' in entry.note
+    video = student.patch_embed.proj.weight
+    image = teacher.backbone.patch_embed.projection.weight
+    assert video[:, :, 1].equal(image[kept])
+    assert video[:, :, [0, 2]].eq(0).all()
+    positions = teacher.backbone.pos_embed[:, :, kept]
+    assert student.pos_embed.equal(positions)
+    assert student.temporal_pos_embedding.equal(before)

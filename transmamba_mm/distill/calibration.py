@@ -69,8 +69,7 @@ class FeatureCalibration(BaseConnector):
         grid (tuple[int, ...], optional): Interpolate taps to this token
             grid first, for students whose grid differs from the teacher's.
             Defaults to None: no interpolation, except that hierarchical
-            students get the teacher's grid. Teacher and student must then
-            be built for images of one size; those they get may have others.
+            students get the grid that the teacher has on the same images.
         init_cfg (dict, optional): mmengine initialisation.
 
     Raises:
@@ -94,8 +93,9 @@ class FeatureCalibration(BaseConnector):
         self.directions = directions
         self.shared = shared
         self.grid = tuple(grid) if grid else None
-        # Of images for which student (first layer) and teacher were built.
-        self._built_grids: Optional[tuple[Grid, Grid]] = None
+        # Pixels between patches, of the student's first layer over the
+        # teacher's.
+        self._stride_ratio: Optional[float] = None
         self.mlps: Optional[nn.ModuleList] = None
         if None not in (in_channels, out_channels, num_layers, directions):
             self._build()
@@ -116,10 +116,8 @@ class FeatureCalibration(BaseConnector):
         if self.out_channels is None:
             self.out_channels = _width_of(teacher)
         if self.grid is None and backbone.hierarchical:
-            self._built_grids = (
-                backbone.patch_embed.init_out_size,
-                _grid_of(teacher),
-            )
+            stride = backbone.patch_embed.stride
+            self._stride_ratio = stride / _stride_of(teacher)
         self._build()
 
     def _build(self) -> None:
@@ -166,13 +164,10 @@ class FeatureCalibration(BaseConnector):
 
     def _target_grid(self, feature: list[TapRecord]) -> Optional[Grid]:
         """The grid to interpolate to, if any."""
-        if self._built_grids is None:
+        if self._stride_ratio is None:
             return self.grid
         first = min(feature, key=lambda record: record.layer).grid
-        return tuple(
-            round(teacher * now / built)
-            for now, built, teacher in zip(first, *self._built_grids)
-        )
+        return tuple(round(side * self._stride_ratio) for side in first)
 
     def _calibrate(self, record: TapRecord, grid: Optional[Grid]) -> TapRecord:
         if grid is not None:
@@ -205,16 +200,14 @@ def _width_of(teacher: nn.Module) -> int:
     )
 
 
-def _grid_of(teacher: nn.Module) -> tuple[int, ...]:
-    """Patch grid for which a teacher was built."""
-    for module in teacher.modules():
+def _stride_of(teacher: nn.Module) -> int:
+    """Pixels between a teacher's patches."""
+    for name, module in teacher.named_modules():
         # mmpretrain's name, and timm's.
-        for attribute in ('init_out_size', 'grid_size'):
-            value = getattr(module, attribute, None)
-            if isinstance(value, tuple):
-                return value
+        if name.endswith(('patch_embed.projection', 'patch_embed.proj')):
+            return module.stride[-1]
     raise ValueError(
-        f'{type(teacher).__name__} does not declare its patch grid, to which '
-        f"a hierarchical student's tokens are interpolated: set grid=(h, w) "
-        f'of FeatureCalibration'
+        f'{type(teacher).__name__} has no patch_embed.projection, whose '
+        f"stride tells to which grid a hierarchical student's tokens are to "
+        f'be interpolated: set grid=(h, w) of FeatureCalibration'
     )

@@ -7,7 +7,6 @@ that a model may start from nothing by mistake.
 
 import logging
 import re
-import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Optional
@@ -37,10 +36,6 @@ if TYPE_CHECKING:
 
 _BACKBONE = 'backbone.'
 _SHOWN = 4  # names in an error message
-
-
-class NothingForItError(CheckpointError):
-    """Not one tensor is for the backbone."""
 
 
 # ---------------------------------------------------------------- the names
@@ -98,7 +93,6 @@ def to_classifier_names(
         ``head.``.
 
     Raises:
-        NothingForItError: If there is nothing for the backbone.
         CheckpointError: If a file belongs to another family.
     """
     state_dict = drop_ema_buffers(state_dict)
@@ -121,7 +115,7 @@ def to_classifier_names(
     if not backbone.state_dict().keys() & {
         key[len(_BACKBONE) :] for key in named
     }:
-        raise NothingForItError(
+        raise CheckpointError(
             f'{source} holds nothing for {type(backbone).__name__}: its '
             f'tensors are {_some(state_dict)}. If they are those of a part '
             f'of a larger model, give its backbone init_cfg=dict('
@@ -232,7 +226,8 @@ def check_match(
             f'{source} does not fit {type(module).__name__}; '
             f'{"; ".join(problems)}. Check that the preset (depth, width), '
             f'the number of classes, the patches and the image size are '
-            f'those of the file'
+            f'those of the file. (To load a part of it, use torch: '
+            f'model.load_state_dict(dict(state_dict), strict=False).)'
         )
 
 
@@ -280,10 +275,10 @@ def filter_classifier_state(
 ) -> None:
     """Makes a checkpoint fit the classifier around a backbone, in place.
 
-    MMEngine loads without ``strict`` and only warns, so that the part of the
-    backbone is checked here. A file made by hand, which holds no note of the
-    layout, may hold some of its tensors only, e.g. to override start values.
-    Anything goes with torch's ``load_state_dict(state_dict, strict=False)``.
+    MMEngine loads without ``strict`` and only warns of what does not fit. So
+    the backbone's part of an official file, or of a state dict that notes a
+    layout, is checked here. What a user has put together, which has no note,
+    is left to the loader: it may hold some of the tensors only.
 
     Args:
         backbone (MambaBackbone): The backbone of the classifier.
@@ -294,33 +289,22 @@ def filter_classifier_state(
         CheckpointError: If the tensors do not fit the backbone.
     """
     own = f'{prefix}{_BACKBONE}'
-    strict = _is_strict()
     content = OrderedDict(state_dict)
-    content._metadata = getattr(state_dict, '_metadata', None)
+    content._metadata = getattr(state_dict, '_metadata', None) or {}
     source = Source(content)
-    # The state dict of a part has no metadata: that of a model around the
-    # classifier is not known to be complete.
-    whole = NOTE in (content._metadata or {}).get(own[:-1], {})
-    if prefix == '' and state_dict:
-        if any(key.startswith(own) for key in state_dict):
-            kept = drop_ema_buffers(state_dict)
-            for key in state_dict.keys() - kept.keys():
-                del state_dict[key]
-        else:
-            tensors = find_tensors(backbone, source)
-            try:
-                tensors = to_classifier_names(backbone, tensors, source)
-            except NothingForItError:
-                if strict:
-                    raise
-                return
-            # The caller looks for the note of a backbone alone elsewhere.
-            note = tensors._metadata.get(_BACKBONE[:-1], {}).get(NOTE, {})
-            check_layout(backbone, note, source)
-            state_dict.clear()
-            state_dict.update(tensors)
-            whole = True
-    if not strict or not any(key.startswith(own) for key in state_dict):
+    whole = NOTE in content._metadata.get(own[:-1], {})
+    if prefix == '' and not _is_of_classifier(state_dict):
+        tensors = find_tensors(backbone, source)
+        tensors = to_classifier_names(backbone, tensors, source)
+        # The caller looks for the note of a backbone alone elsewhere.
+        note = tensors._metadata.get(_BACKBONE[:-1], {}).get(NOTE, {})
+        check_layout(backbone, note, source)
+        state_dict.clear()
+        state_dict.update(tensors)
+        whole = True
+    for key in content.keys() - drop_ema_buffers(content).keys():
+        state_dict.pop(key, None)
+    if not whole:
         return
     part = {
         key[len(own) :]: state_dict.pop(key)
@@ -328,10 +312,16 @@ def filter_classifier_state(
         if key.startswith(own)
     }
     part, fresh = settle(backbone, fit(backbone, part, {}), source)
-    if not whole:
-        fresh = backbone.state_dict().keys()
     check_match(backbone, part, source, fresh)
     state_dict.update((f'{own}{key}', value) for key, value in part.items())
+
+
+def _is_of_classifier(state_dict: Mapping[str, Any]) -> bool:
+    """Whether tensors are named as a classifier's, or are its head's."""
+    return any(key.startswith(_BACKBONE) for key in state_dict) or all(
+        key.startswith(('head.', 'neck.', 'data_preprocessor.'))
+        for key in state_dict
+    )
 
 
 def settle(
@@ -367,19 +357,6 @@ def settle(
         if names:
             print_log(f'{source}: {_some(names)} are {what}', logger='current')
     return {k: v for k, v in tensors.items() if k not in left}, fresh
-
-
-def _is_strict() -> bool:
-    """False if the load that runs now is torch's with ``strict=False``.
-
-    Torch tells hooks ``strict=True`` in any case, so its caller is asked.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is nn.Module.load_state_dict.__code__:
-            return frame.f_locals.get('strict', True)
-        frame = frame.f_back
-    return True
 
 
 def _some(names: Iterable[str]) -> str:

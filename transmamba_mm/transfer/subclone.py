@@ -18,7 +18,16 @@ from transmamba_mm.models.class_tokens import join_class_tokens
 from .families import TeacherWeights, TransferError
 from .importance import axis_name, score_channels, select
 from .plan import TransferEntry, TransferPlan
-from .roles import AXES, HIDDEN, INNER, RESIDUAL, TOKEN, is_ssm, split_role
+from .roles import (
+    AXES,
+    HIDDEN,
+    INNER,
+    KEEP,
+    RESIDUAL,
+    TOKEN,
+    is_ssm,
+    split_role,
+)
 from .ssm import SSMSource
 
 LayerMap = Union[str, Sequence[Optional[int]]]
@@ -264,10 +273,14 @@ class Subcloner:
             entry.note = 'the teacher has no counterpart'
             return
         axes = AXES[kind]
+        rule, notes, index = 'copy', [], []
+        if kind == 'patch_embed.weight' and len(entry.shape) == 5:
+            value, axes = self._inflate(value, entry.shape[2]), (*axes, KEEP)
+            rule = 'resize'
+            notes.append(f'inflated to {entry.shape[2]} frames')
         if value.dim() != len(entry.shape):
             entry.note = f'shape differs: teacher {tuple(value.shape)}'
             return
-        rule, notes, index = 'copy', [], []
         for dim, axis in enumerate(axes):
             size = entry.shape[dim]
             if axis == TOKEN:
@@ -297,6 +310,13 @@ class Subcloner:
         entry.source = self.teacher.names[source]
         entry.value = value
         entry.index = tuple(index) if rule == 'leading' else None
+
+    @staticmethod
+    def _inflate(value: Tensor, frames: int) -> Tensor:
+        """An image's patch embedding for videos: it reads the middle frame."""
+        inflated = value.new_zeros(*value.shape[:2], frames, *value.shape[2:])
+        inflated[:, :, frames // 2] = value
+        return inflated
 
     def _fit_positions(self, value: Tensor, size: int) -> tuple[Tensor, str]:
         """Resizes the grid of a position embedding to the student's.

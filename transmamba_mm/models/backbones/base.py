@@ -45,7 +45,9 @@ class MambaBackbone(BaseModule):
             direction.
         layer_dims (tuple[int, ...]): Width ``d_model`` of each mixer, in
             depth order.
-        hierarchical (bool): Whether the mixers work on several grids.
+        hierarchical (bool): Whether the mixers work on several grids. The
+            ``patch_embed`` of such a backbone has a ``stride``, the pixels
+            between tokens of the first grid.
         num_extra_tokens (int): Class tokens in the token sequence; see
             :meth:`class_token_slots` for where they stand.
         PARAM_ROLES (tuple[tuple[str, str], ...]): ``(pattern, role)`` pairs.

@@ -7,6 +7,7 @@ checkpoints, hence the numbered modules. All take and return tokens
 take images.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Union
@@ -47,6 +48,10 @@ class VMambaStem(nn.Sequential):
     ``'v1'`` is one convolution without overlap, ``'v2'`` two overlapping
     ones with a GELU between, each of half the patch size in stride. As in
     the original, 4 is the patch size for which the strides multiply to it.
+
+    Attributes:
+        stride (int): Pixels between tokens.
+        init_out_size (tuple[int, int]): Grid of an image of ``input_size``.
 
     Args:
         in_channels (int): Image channels.
@@ -99,6 +104,9 @@ class VMambaStem(nn.Sequential):
                 f"patch_embed must be 'v1' or 'v2', got {version!r}"
             )
         super().__init__(modules)
+        self.stride = math.prod(
+            conv.stride[0] for conv in self if isinstance(conv, nn.Conv2d)
+        )
         self.init_out_size = self._out_size(to_2tuple(input_size))
 
     def _out_size(self, size: Sequence[int]) -> tuple[int, int]:
