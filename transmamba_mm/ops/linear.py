@@ -72,7 +72,12 @@ class _OneDNNLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             x_grad = _product(grad, weight.t()).view(ctx.x_shape)
         if ctx.needs_input_grad[1]:
-            weight_grad = _product(grad.t(), rows.t())
+            # The first factor is copied into the order of rows, the second
+            # is read in any: let the first be the smaller one.
+            if grad.shape[1] > rows.shape[1]:
+                weight_grad = _product(rows.t(), grad.t()).t().contiguous()
+            else:
+                weight_grad = _product(grad.t(), rows.t())
         if ctx.needs_input_grad[2]:
             bias_grad = grad.sum(0)
         return x_grad, weight_grad, bias_grad
