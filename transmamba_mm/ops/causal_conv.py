@@ -12,8 +12,8 @@ from typing import Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
+from .flops import register_flops
 from .native import library
 
 _DTYPES = library.DTYPES
@@ -189,7 +189,7 @@ torch.library.register_autograd(
 )
 
 
-@register_flop_formula(torch.ops.transmamba_mm.causal_conv1d_silu)
+@register_flops(torch.ops.transmamba_mm.causal_conv1d_silu)
 def _flops(x, weight, *args, **kwargs) -> int:
     """Operations, counted as those of PyTorch's convolution are."""
     return 2 * x[0] * x[1] * weight[0] * weight[1]

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.flop_counter import register_flop_formula
+
+from .flops import register_flops
 
 # Below this many multiplications the detour costs more than it saves.
 _SMALLEST = 1 << 20
@@ -41,7 +42,7 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
 )
 if _HAS_ONEDNN:
     # Now: a FLOP counter knows the formulas of the time it was made.
-    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
+    register_flops(torch.ops.mkldnn._linear_pointwise)(_flops)
 
 
 def _product(a: Tensor, b: Tensor, bias: Optional[Tensor] = None) -> Tensor:

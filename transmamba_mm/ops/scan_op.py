@@ -15,11 +15,11 @@ from typing import Optional
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
 from .backends import reference
 from .backends.problem import ScanProblem
+from .flops import register_flops
 from .order_tables import checked_orders
 
 # The tracer of TorchScript knows no bool[]: hence int[].
@@ -338,7 +338,7 @@ torch.library.register_autograd(
 )
 
 
-@register_flop_formula(torch.ops.transmamba_mm.selective_scan)
+@register_flops(torch.ops.transmamba_mm.selective_scan)
 def _flops(u, delta, A, *args, **kwargs) -> int:
     """Operations of K scans: two per multiplication and addition.
 

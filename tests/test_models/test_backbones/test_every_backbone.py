@@ -200,6 +200,8 @@ def test_half_precision_under_autocast(name, kwargs, dtype):
 
 @every_backbone
 def test_compiles_without_a_graph_break(name, kwargs):
+    if 'ffn_ratio' in kwargs and torch.__version__ < '2.6':
+        pytest.skip("PyTorch breaks the graph at mmcv's FFN")
     net = build(name, kwargs, out_type='raw')
     x = inputs(kwargs)
     compiled = torch.compile(net, backend='aot_eager', fullgraph=True)
@@ -306,7 +308,7 @@ def test_a_direction_depends_on_what_it_has_scanned(name, kwargs):
     """
     net = build(name, kwargs).double()
     for module in net.modules():
-        if isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d) and (
+        if isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d)) and (
             module.groups > 1
         ):
             # Keeps the token itself: the middle tap, or the last one.

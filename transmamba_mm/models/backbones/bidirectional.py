@@ -195,7 +195,9 @@ class BidirectionalBackbone(MambaBackbone):
         self.embed_dims = dims
         self.layer_dims = (dims,) * depth
         self.class_token = class_token
-        self.num_extra_tokens = len(self.CLASS_TOKENS[class_token])
+        # Not looked up in `forward`, where it would end torch.compile's graph.
+        self.class_token_names = self.CLASS_TOKENS[class_token]
+        self.num_extra_tokens = len(self.class_token_names)
         self.residual_in_fp32 = residual_in_fp32
         self.out_indices = self._resolve_out_indices()
         mixer_cfg = {'expand': arch['expand'], **(mixer_cfg or {})}
@@ -204,7 +206,7 @@ class BidirectionalBackbone(MambaBackbone):
 
         self.patch_embed = patch_embed(embed_dims=dims)
         h, w = self.patch_embed.init_out_size
-        for name in self.CLASS_TOKENS[class_token]:
+        for name in self.class_token_names:
             self.register_parameter(
                 name, nn.Parameter(torch.empty(1, 1, dims))
             )
@@ -314,11 +316,12 @@ class BidirectionalBackbone(MambaBackbone):
             tuple: Tokens (B, L, C), class tokens included, and the grid.
         """
         x, grid = self.patch_embed(x)
-        names = self.CLASS_TOKENS[self.class_token]
+        names = self.class_token_names
         if names:
             classes = torch.cat([getattr(self, name) for name in names], 1)
             x = join_class_tokens(
-                classes.expand(len(x), -1, -1),
+                # `len(x)` would be a constant in a traced model.
+                classes.expand(x.shape[0], -1, -1),
                 x,
                 self.class_token_slots(*grid),
             )

@@ -243,7 +243,7 @@ class VisionMamba(BidirectionalBackbone):
     def _draw_start_values(self) -> None:
         """The official start values, beyond those of the mixers."""
         super()._draw_start_values()
-        for name in self.CLASS_TOKENS[self.class_token]:
+        for name in self.class_token_names:
             nn.init.trunc_normal_(getattr(self, name), std=0.02)
         # "LeCun normal", as timm draws it.
         weight = self.patch_embed.proj.weight
