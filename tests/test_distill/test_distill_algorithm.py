@@ -402,7 +402,9 @@ def test_untyped_preprocessor_goes_to_the_student(make):
     inputs = [torch.full((3, 16, 16), 64 * i).byte() for i in range(4)]
     data = dict(inputs=inputs, data_samples=tiny_batch()[1])
     mixed = model.data_preprocessor(data, True)
-    assert mixed['data_samples'][0].gt_score.max() < 1
+    # One of them may have been mixed with itself.
+    scores = [sample.gt_score.max() for sample in mixed['data_samples']]
+    assert min(scores) < 1
     plain = model.data_preprocessor(data, False)
     assert plain['inputs'][1].unique().item() == pytest.approx(-1)
     model.train_step(

@@ -24,6 +24,7 @@ from transmamba_mm.apis import export_student
 from transmamba_mm.models import VideoMamba, VisionMamba
 from transmamba_mm.models.official import NOTE, CheckpointError
 from transmamba_mm.registry import MODELS
+from transmamba_mm.utils.checkpoint import read_checkpoint
 
 
 def assert_note(state, family, prefix='backbone'):
@@ -98,7 +99,7 @@ def test_the_note_survives_a_run_with_ema(tmp_path):
     runner.train()
     assert any(isinstance(hook, EMAHook) for hook in runner.hooks)
     path = str(tmp_path / 'epoch_1.pth')
-    content = torch.load(path, weights_only=True)
+    content = read_checkpoint(path)
     assert_note(content['state_dict'], 'vim')
     assert_note(content['ema_state_dict'], 'vim', 'module.backbone')
     load_checkpoint(MODELS.build(config), path, strict=True)
