@@ -249,6 +249,19 @@ def test_no_decay_for_norms_biases_positions_and_the_state_space():
         assert decay[parameter] == (0.05 if parameter.ndim > 1 else 0)
 
 
+def test_settings_of_the_distillation_guide():
+    guide = (ROOT / 'docs/guides/distillation.md').read_text(encoding='utf-8')
+    (block,) = re.findall(r'```python\n(.+?)```', guide, re.DOTALL)
+    cfg = deepcopy(read(TINY.format('cifar100')))
+    settings = Config.fromstring(block, '.py').to_dict()
+    cfg.merge_from_dict(dict(model=settings))
+    distiller = build(cfg).distiller
+    recorder = distiller.teacher_recorders.get_recorder('tokens')
+    assert recorder.source == r'backbone\.layers\.\d+|backbone\.ln1'
+    loss = distiller.distill_losses['loss_transmamba']
+    assert loss.teacher_layers == 'uniform'
+
+
 @pytest.mark.parametrize(
     'variant',
     [

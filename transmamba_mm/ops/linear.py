@@ -101,10 +101,11 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     if (
         x.device.type != 'cpu'
         or not x.dtype == weight.dtype == torch.float32
-        or x.numel() * weight.shape[0] < _SMALLEST
         or torch.is_autocast_enabled('cpu')
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
+        # Last, as comparing a size of torch.export would bound that size.
+        or x.numel() * weight.shape[0] < _SMALLEST
         or not _onednn_pays()
     ):
         return F.linear(x, weight, bias)

@@ -7,6 +7,7 @@ from golden_vim import (
     assert_all_read,
     block_outputs,
     check_classifier,
+    head_of,
     mixer_of,
     norm_of,
     rename_grads,
@@ -22,9 +23,8 @@ from transmamba_mm.models import (
 
 def backbone_of(build, videos):
     """Takes the backbone's arguments out of ``build``."""
-    assert build.pop('bimamba', True), 'bimamba=False is not supported'
+    kind = 'v2' if build.pop('bimamba', True) else 'none'
     assert build.pop('bimamba_type', 'v2') == 'v2'
-    patch = build.pop('patch_size', 16)
     build.pop('fc_drop_rate', 0)
     cfg = dict(
         arch=dict(
@@ -32,10 +32,10 @@ def backbone_of(build, videos):
             num_layers=build.pop('depth', 24),
         ),
         img_size=build.pop('img_size', 224),
-        patch_size=patch,
+        patch_size=build.pop('patch_size', 16),
         stride=build.pop('stride', None if videos else 16),
         in_channels=build.pop('channels', 3),
-        mixer_cfg=mixer_of(build),
+        mixer_cfg=mixer_of(build, kind),
         norm_cfg=norm_of(
             build.pop('rms_norm', True), build.pop('norm_epsilon', 1e-5)
         ),
@@ -52,9 +52,7 @@ def backbone_of(build, videos):
 def run_classifier(golden, videos):
     build = dict(golden.config['build'])
     backbone = dict(type='transmamba.VideoMamba', **backbone_of(build, videos))
-    head = dict(
-        type='LinearClsHead', num_classes=build.pop('num_classes', 1000)
-    )
+    head = head_of(build.pop('num_classes', 1000))
     assert_all_read(build)
     check_classifier(
         golden,
@@ -75,11 +73,11 @@ class Retrieval(nn.Module):
         self.seen = {}
 
     def forward(self, x):
+        mask, layers = self.call['mask'], ()
+        if mask is not None:
+            layers = self.neck.student_layers(self.backbone.num_layers)
         found = self.backbone.encode(
-            x,
-            **self.call,
-            layers=self.neck.student_layers(self.backbone.num_layers),
-            last=self.last,
+            x, **self.call, layers=layers, last=self.last
         )
         pooled = self.backbone.pool_norm is not None
         tokens = found.tokens[:, 1:] if pooled else found.tokens
@@ -88,7 +86,6 @@ class Retrieval(nn.Module):
         if pooled:
             self.seen['pooled'] = found.pooled
             parts = [found.pooled.mean(1)]
-        mask = self.call['mask']
         if mask is not None:
             clip = self.neck(found.layers, found.grid, mask)
             self.seen['clip'] = clip

@@ -4,29 +4,44 @@
 from golden_files import assert_close, check_model
 from mmpretrain.models import LinearClsHead
 from mmpretrain.registry import MODELS
+from torch import nn
 
 from transmamba_mm.models import convert_vim_state_dict
 
-# What has no part in the numbers: two ways to compute the same, and random
-# choices while training.
+# What has no part in the numbers: several ways to compute the same, random
+# choices while training, and start values.
 IGNORED = {
+    'checkpoint_num',
     'drop_path_rate',
     'drop_rate',
-    'flip_img_sequences_ratio',
     'fused_add_norm',
+    'initializer_cfg',
+    'use_checkpoint',
 }
+START_VALUES = ('dt_min', 'dt_max', 'dt_init', 'dt_scale', 'dt_init_floor')
 # What only one value is supported of.
-ONLY = {'if_bidirectional': False, 'ssm_cfg': None, 'mm': True}
+ONLY = {'if_bidirectional': False, 'device': None, 'dtype': None, 'mm': True}
 # cos and sin of float32 angles up to `rope_span`, from other orders of
 # multiplication.
 TABLE_TOLERANCE = 5e-6
 
 
 class MaxOfTokens(LinearClsHead):
-    """``final_pool_type='max'``: the largest logits of all tokens."""
+    """``final_pool_type='max'``: the largest logits of all tokens.
+
+    With a class token, whose logits have no tokens, it is the largest of all
+    classes, as in the original.
+    """
 
     def forward(self, feats):
         return super().forward(feats).amax(dim=1)
+
+
+class NoHead(nn.Module):
+    """``num_classes=0``: the features, instead of logits."""
+
+    def forward(self, feats):
+        return feats[-1]
 
 
 def take(build, **expected):
@@ -44,12 +59,28 @@ def norm_of(rms_norm, eps):
     return dict(type='transmamba.RMSNorm' if rms_norm else 'LN', eps=eps)
 
 
-def mixer_of(build, **options):
-    """Arguments of the mixer, and of the fused head's scale."""
-    scale = build.pop('init_layer_scale', None)
-    if scale:
-        options['layer_scale'] = scale
-    return dict(d_state=build.pop('d_state', 16), **options)
+def mixer_of(build, kind, **options):
+    """Arguments of a mixer of ``bimamba_type=kind``."""
+    if build.pop('init_layer_scale', None) is not None:
+        options['layer_scale'] = 1.0  # Any: the files have the true scale.
+    ssm = dict(build.pop('ssm_cfg', None) or {})
+    assert ssm.pop('use_fast_path', True) or kind == 'none', (
+        'use_fast_path=False, which scans forward alone, is not supported'
+    )
+    ssm = {k: v for k, v in ssm.items() if k not in START_VALUES}
+    if ssm.get('dt_rank') == 'auto':
+        ssm['dt_rank'] = None
+    d_state = build.pop('d_state', 16)
+    return {'bimamba_type': kind, 'd_state': d_state, **options, **ssm}
+
+
+def head_of(classes, pooling=None):
+    """Config of the head, without ``in_channels``."""
+    if not classes:
+        assert pooling != 'max', 'no logits to take the largest of'
+        return dict(type=NoHead)
+    kind = MaxOfTokens if pooling == 'max' else 'LinearClsHead'
+    return dict(type=kind, num_classes=classes)
 
 
 def rename_grads(golden, convert):
@@ -87,17 +118,14 @@ def check_classifier(golden, backbone, head, convert, patch_embed):
     Args:
         golden (Golden): The file.
         backbone (dict): Config of the backbone.
-        head (dict): Config of the head, without ``in_channels``.
+        head (dict): See :func:`head_of`.
         convert (Callable): Official state dict to ours.
         patch_embed (str): Submodule of the backbone with that output.
     """
-    dims = backbone['arch']['embed_dims']
+    if head['type'] is not NoHead:
+        head['in_channels'] = backbone['arch']['embed_dims']
     model = MODELS.build(
-        dict(
-            type='ImageClassifier',
-            backbone=backbone,
-            head=dict(in_channels=dims, **head),
-        )
+        dict(type='ImageClassifier', backbone=backbone, head=head)
     )
     state = convert(golden.weights())
     for key, own in model.state_dict().items():
@@ -122,17 +150,16 @@ def vim_tokens(build):
         use_double_cls_token=False,
         final_pool_type='none',
     )
+    pooling = use['final_pool_type']
     if not use['if_cls_token']:
-        pooling = dict(
+        out_types = dict(
             none='last_token', mean='avg_featmap', max='raw', all='raw'
         )
-        return 'none', pooling[use['final_pool_type']], use['final_pool_type']
+        return 'none', out_types[pooling], pooling
     kinds = [
         kind for kind in ('double', 'middle') if use[f'use_{kind}_cls_token']
     ]
-    # Logits are pooled even where there is a single feature, which the
-    # original then fails at.
-    return (kinds or ['head'])[0], 'cls_token', None
+    return (kinds or ['head'])[0], 'cls_token', pooling
 
 
 def run_vim(golden):
@@ -144,7 +171,8 @@ def run_vim(golden):
     rope = build.pop('if_rope', False)
     if build.pop('if_rope_residual', False) and rope:
         rope = 'residual'
-    patch = build.pop('patch_size', 16)
+    flips = build.pop('flip_img_sequences_ratio', -1)
+    assert flips <= 0, 'random flips, in evaluation, too, are not supported'
     backbone = dict(
         type='transmamba.VisionMamba',
         arch=dict(
@@ -152,7 +180,7 @@ def run_vim(golden):
             num_layers=build.pop('depth', 24),
         ),
         img_size=build.pop('img_size', 224),
-        patch_size=patch,
+        patch_size=build.pop('patch_size', 16),
         stride=build.pop('stride', 16),
         in_channels=build.pop('channels', 3),
         class_token=class_token,
@@ -160,9 +188,7 @@ def run_vim(golden):
         rope=rope,
         rope_span=build.pop('pt_hw_seq_len', 14),
         mixer_cfg=mixer_of(
-            build,
-            bimamba_type=kind,
-            divide_out=build.pop('if_divide_out', True),
+            build, kind, divide_out=build.pop('if_divide_out', True)
         ),
         norm_cfg=norm_of(
             build.pop('rms_norm', True), build.pop('norm_epsilon', 1e-5)
@@ -170,10 +196,7 @@ def run_vim(golden):
         residual_in_fp32=build.pop('residual_in_fp32', True),
         out_type=out_type,
     )
-    head = dict(
-        type=MaxOfTokens if pooling == 'max' else 'LinearClsHead',
-        num_classes=build.pop('num_classes', 1000),
-    )
+    head = head_of(build.pop('num_classes', 1000), pooling)
     build.pop('if_devide_out', None)  # Misspelt, and ignored by Vim, too.
     build.pop('ft_seq_len', None)
     assert_all_read(build)

@@ -25,6 +25,8 @@ def parse_forward_type(text):
         '_noz': dict(gated=False),
         '_nozact': dict(gate_act=False),
         '_onnone': dict(out_norm=False),
+        '_ondwconv3': dict(out_norm='dwconv3'),
+        '_oncnorm': dict(out_norm='cnorm'),
     }
     base, found = text, True
     while found:
@@ -45,14 +47,20 @@ def parse_forward_type(text):
 def read_build(build):
     """Arguments of :class:`VMamba` for an official model's arguments."""
     build = dict(build)
-    options, directions = parse_forward_type(build.pop('forward_type'))
+    forward_type = build.pop('forward_type')
+    options, directions = parse_forward_type(forward_type)
+    if forward_type in ('v0', 'v0seq'):
+        # The first version knows nothing of these settings.
+        build.update(
+            ssm_conv=3, ssm_conv_bias=True, ssm_act_layer='silu', ssm_init='v0'
+        )
     rank = build.pop('ssm_dt_rank')
     dims = build.pop('dims')
-    norm = build.pop('norm_layer')
+    norm = build.pop('norm_layer').lower()
     if norm not in ('ln', 'ln2d'):
         raise NotImplementedError(f'norm_layer {norm!r} is not supported')
-    dropouts = {build.pop('ssm_drop_rate'), build.pop('mlp_drop_rate')}
-    assert len(dropouts) == 1, 'one drop_rate for mixers and MLPs'
+    # No file has outputs with dropout, which would be random.
+    drop_rate = max(build.pop('ssm_drop_rate'), build.pop('mlp_drop_rate'))
     arch = dict(
         embed_dims=dims,
         depths=build.pop('depths'),
@@ -61,11 +69,11 @@ def read_build(build):
         dt_rank=None if rank == 'auto' else rank,
         conv_size=build.pop('ssm_conv'),
         conv_bias=build.pop('ssm_conv_bias'),
-        act=build.pop('ssm_act_layer'),
+        act=build.pop('ssm_act_layer').lower(),
         ssm_init=build.pop('ssm_init'),
         mlp_ratio=build.pop('mlp_ratio'),
         gated_mlp=build.pop('gmlp'),
-        mlp_act=build.pop('mlp_act_layer'),
+        mlp_act=build.pop('mlp_act_layer').lower(),
         patch_embed=build.pop('patchembed_version'),
         patch_norm=build.pop('patch_norm'),
         pos_embed=build.pop('posembed'),
@@ -79,18 +87,20 @@ def read_build(build):
         patch_size=build.pop('patch_size'),
         in_channels=build.pop('in_chans'),
         directions=directions,
-        drop_rate=dropouts.pop(),
+        drop_rate=drop_rate,
         drop_path_rate=build.pop('drop_path_rate'),
         with_cp=build.pop('use_checkpoint'),
     )
     classes = build.pop('num_classes')
     only = build.pop('backbone_only', False)
     if only:
-        backbone['out_indices'] = build.pop('out_indices')
+        stages = sorted(build.pop('out_indices', range(4)))
+        backbone['out_indices'] = stages
         backbone['out_type'] = 'avg_featmap'
         # Written for the outputs alone, so without other stages' norms.
-        last = len(arch['depths']) - 1
-        backbone['final_norm'] = last in backbone['out_indices']
+        backbone['final_norm'] = len(arch['depths']) - 1 in stages
+        # The official backbone alone has one, but does not add it.
+        arch['pos_embed'] = False
     assert not build, f'unknown settings {sorted(build)}'
     return backbone, None if only else classes, norm == 'ln2d'
 
@@ -159,6 +169,8 @@ def watch(net):
 def run_vmamba(golden):
     backbone, classes, channel_first = read_build(golden.config['build'])
     weights = golden.weights()
+    if classes is None:
+        weights.pop('pos_embed', None)
     state = convert_vmamba_state_dict(weights)
     model = build_model(backbone, classes)
     model.load_state_dict(state, strict=True)

@@ -177,8 +177,52 @@ def test_outputs_of_earlier_layers_are_maps(name, kwargs):
     assert torch.equal(net(x)[-1], last(x)[0])
     with pytest.raises(ValueError, match='out_indices'):
         build(name, kwargs, out_indices=99)
+    for unsorted in ((2, 0), (0, 2, -1)):
+        with pytest.raises(ValueError, match='out_indices must ascend'):
+            build(name, kwargs, out_indices=unsorted)
+    for nothing in ((), None, 'all', (0.5,)):
+        with pytest.raises(ValueError, match='out_indices must be'):
+            build(name, kwargs, out_indices=nothing)
     with pytest.raises(ValueError, match='out_type'):
         build(name, kwargs, out_type='pixels')
+    for rate in (-0.1, 1.0):
+        with pytest.raises(ValueError, match='drop_path_rate'):
+            build(name, kwargs, drop_path_rate=rate)
+    for arch in (5, None, 'huge'):
+        with pytest.raises(ValueError, match=r'unknown .* arch'):
+            build(name, {**kwargs, 'arch': arch})
+
+
+@every_backbone
+def test_start_values_from_a_wrong_config(name, kwargs):
+    with pytest.raises(TypeError, match='checkpoint'):
+        build(name, kwargs, init_cfg=dict(type='Pretrained'))
+
+
+@pytest.mark.parametrize(
+    'wrong', [dict(d_state=0), dict(dt_rank=0), dict(dt_rank='auto')]
+)
+@every_backbone
+def test_sizes_of_the_mixer_are_checked(name, kwargs, wrong):
+    kwargs = copy.deepcopy(kwargs)
+    if name == 'VMamba':
+        kwargs['arch'].update(wrong)
+    else:
+        kwargs.setdefault('mixer_cfg', {}).update(wrong)
+    with pytest.raises(ValueError, match=f'{next(iter(wrong))} must be'):
+        build(name, kwargs)
+
+
+@pytest.mark.parametrize('change', [lambda x: x[0], lambda x: x.unsqueeze(2)])
+@every_backbone
+def test_inputs_of_other_dimensions_are_refused(name, kwargs, change):
+    if name == 'PlainMamba':
+        pytest.skip('its stems leave that to PyTorch')
+    x = change(inputs(kwargs))
+    with pytest.raises(ValueError, match=r'\(B, C.* got'):
+        build(name, kwargs)(x)
+    with pytest.raises(ValueError, match=r'img_size must be \(H, W\)'):
+        build(name, kwargs, img_size=(4, 16, 16))
 
 
 @pytest.mark.parametrize('dtype', list(HALF_RELATIVE))
@@ -207,6 +251,45 @@ def test_compiles_without_a_graph_break(name, kwargs):
     compiled = torch.compile(net, backend='aot_eager', fullgraph=True)
     torch.testing.assert_close(compiled(x)[0], net(x)[0], **CLOSE)
     torch._dynamo.reset()
+
+
+@every_backbone
+def test_compiles_with_checkpointed_blocks(name, kwargs):
+    if torch.__version__ < '2.6':
+        pytest.skip('PyTorch breaks the graph at a checkpoint')
+    net = build(name, kwargs, out_type='raw', with_cp=True).train()
+    compiled = torch.compile(net, backend='aot_eager')
+    x = inputs(kwargs)
+    grads = []
+    for model in (net, compiled):
+        net.zero_grad()
+        model(x)[0].pow(3).mean().backward()
+        grads.append({key: p.grad for key, p in net.named_parameters()})
+    torch.testing.assert_close(*grads, **CLOSE)
+    torch._dynamo.reset()
+
+
+# Sizes, which are constants of a trace.
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+@every_backbone
+def test_traced_model_takes_other_batches(name, kwargs):
+    net = build(name, kwargs, out_type='raw')
+    traced = torch.jit.trace(net, inputs(kwargs), check_trace=False)
+    x = inputs(kwargs, batch=5)
+    torch.testing.assert_close(traced(x)[0], net(x)[0], **CLOSE)
+
+
+@every_backbone
+def test_exported_model_takes_other_batches(name, kwargs):
+    if torch.__version__ < '2.6':
+        pytest.skip('torch.export is too young')
+    net = build(name, kwargs, out_type='raw')
+    batch = torch.export.Dim('batch', max=4096)
+    exported = torch.export.export(
+        net, (inputs(kwargs),), dynamic_shapes=({0: batch},), strict=False
+    )
+    x = inputs(kwargs, batch=5)
+    torch.testing.assert_close(exported.module()(x)[0], net(x)[0], **CLOSE)
 
 
 @every_backbone
@@ -475,6 +558,9 @@ def test_frozen_stages_do_not_learn(name, kwargs):
     assert net.layers[1].training
     for key, parameter in net.named_parameters():
         assert (parameter.grad is None) == (key in frozen), key
+    build(name, kwargs, frozen_stages=3)
+    with pytest.raises(ValueError, match='frozen_stages is 4'):
+        build(name, kwargs, frozen_stages=4)
 
 
 @every_backbone

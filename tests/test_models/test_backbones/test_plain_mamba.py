@@ -195,7 +195,33 @@ def test_depthwise_convolution_replaces_the_stream():
     torch.testing.assert_close(layer(x, (2, 3)), expected, **CLOSE)
 
 
+@pytest.mark.parametrize('training', [False, True])
+def test_gradients_of_one_image(training):
+    """BatchNorm's are right in a batch of one as well."""
+    arch = dict(embed_dims=16, num_layers=1, layers_with_dwconv=(0,))
+    layer = backbone(arch=arch).double().train(training).layers[0]
+    x = torch.randn(1, 15, 16, dtype=torch.double)
+    weight = torch.randn_like(x)
+    grads = []
+    for batch in (x, x.repeat(2, 1, 1)):  # of the same mean and variance
+        batch = batch.requires_grad_()
+        (layer(batch, (5, 3)) * weight).sum().backward()
+        grads.append(batch.grad[:1])
+    torch.testing.assert_close(*grads)
+
+
 # -------------------------------------------------------------- outputs
+
+
+def test_without_a_position_embedding():
+    with_one = backbone()
+    net = backbone(with_pos_embed=False)
+    assert net.pos_embed is None
+    state = with_one.state_dict()
+    state.pop('pos_embed').zero_()
+    net.load_state_dict(state)
+    x = images(20, 12)
+    torch.testing.assert_close(net(x)[0], with_one(x)[0], **CLOSE)
 
 
 def test_out_types_show_the_same_tokens():

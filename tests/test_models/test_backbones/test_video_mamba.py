@@ -55,7 +55,7 @@ def backbone(seed=0, depth=2, **kwargs):
     kwargs.setdefault('num_frames', STEPS)
     kwargs['mixer_cfg'] = dict(d_state=4, **kwargs.get('mixer_cfg', {}))
     torch.manual_seed(seed)
-    net = VideoMamba(patch_size=4, **kwargs)
+    net = VideoMamba(**{'patch_size': 4, **kwargs})
     randomise(net, seed)
     return net.eval()
 
@@ -299,6 +299,16 @@ def test_patches_of_frames_may_overlap():
     assert net.patch_embed.init_out_size == (7, 7)
     assert net.pos_embed.shape[1] == 50
     assert net(videos())[0].shape == (2, DIMS, 4, 7, 7)
+
+
+def test_patches_of_frames_need_not_be_square():
+    net = backbone(patch_size=(8, 4), tubelet_size=2, out_type='featmap')
+    assert net.patch_embed.proj.kernel_size == (2, 8, 4)
+    assert net.patch_embed.proj.stride == (2, 8, 4)
+    assert net.pos_embed.shape[1] == 9
+    assert net(videos())[0].shape == (2, DIMS, 2, 2, 4)
+    with pytest.raises(ValueError, match='4x8 is smaller than a patch of 8x4'):
+        net(videos(height=4, width=8))
 
 
 def test_out_types_show_the_same_tokens():
@@ -669,6 +679,7 @@ def test_sinusoids():
         (dict(pool_type='max'), r"cls, avg, cls\+avg, .*, got 'max'"),
         (dict(out_type='maps'), 'raw, featmap, avg_featmap, cls_token, poo'),
         (dict(tubelet_size=8), 'num_frames of 4 is less than tubelet_size 8'),
+        (dict(tubelet_size=0), 'tubelet_size must be at least 1'),
         (dict(stride=0), 'stride must be at least 1'),
     ],
 )

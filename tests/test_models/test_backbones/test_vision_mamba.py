@@ -307,6 +307,9 @@ def test_any_image_size_and_a_gradient_for_every_parameter(
         ((16, 24), 4, 2, (7, 11)),
         ((17, 9), 8, 3, (4, 1)),
         ((16, 16), 4, None, (4, 4)),
+        ((16, 24), (4, 8), None, (4, 3)),
+        ((16, 24), (4, 8), 4, (4, 5)),
+        ((16, 24), (8, 4), (8, 2), (2, 11)),
     ],
 )
 def test_patches_may_overlap(size, patch, stride, grid):

@@ -3,6 +3,15 @@
 
 import pytest
 import torch
+from golden_vim import (
+    IGNORED,
+    MaxOfTokens,
+    NoHead,
+    assert_all_read,
+    head_of,
+    mixer_of,
+    vim_tokens,
+)
 from helpers import randomise
 from mmpretrain.registry import MODELS
 from torch import nn
@@ -204,6 +213,72 @@ def test_logits_of_every_token():
     logits = model(images(16, 16))
     assert logits.shape == (2, 16, 5)
     assert logits.amax(dim=1).shape == (2, 5)
+
+
+# ----------------------------------------------------- official options
+
+
+def test_ssm_cfg_is_that_of_the_mixer():
+    build = dict(
+        d_state=4,
+        init_layer_scale=0.0,
+        ssm_cfg=dict(
+            d_conv=3, expand=1.5, dt_rank='auto', dt_min=0.01, bias=True
+        ),
+        use_checkpoint=True,
+        initializer_cfg={},
+    )
+    options = mixer_of(build, 'v1', divide_out=False)
+    assert options == dict(
+        bimamba_type='v1',
+        d_state=4,
+        d_conv=3,
+        expand=1.5,
+        dt_rank=None,
+        bias=True,
+        divide_out=False,
+        layer_scale=1.0,
+    )
+    # A scale that starts at zero is a parameter, too.
+    net = VisionMamba(
+        dict(embed_dims=16, num_layers=1), img_size=16, mixer_cfg=options
+    )
+    assert net.layers[0].mixer.gamma is not None
+    assert set(build) <= IGNORED
+    assert_all_read(build)
+    assert mixer_of({}, 'v2') == dict(bimamba_type='v2', d_state=16)
+
+
+@pytest.mark.parametrize(
+    ('build', 'message'),
+    [
+        (dict(if_bidirectional=True), 'if_bidirectional is not supported'),
+        (dict(new_option=1), r"unknown: \['new_option'\]"),
+    ],
+)
+def test_unread_options_are_named(build, message):
+    with pytest.raises(AssertionError, match=message):
+        assert_all_read(build)
+
+
+def test_fast_path_decides_the_directions():
+    with pytest.raises(AssertionError, match='scans forward alone'):
+        mixer_of(dict(ssm_cfg=dict(use_fast_path=False)), 'v2')
+    options = mixer_of(dict(ssm_cfg=dict(use_fast_path=False)), 'none')
+    assert options['bimamba_type'] == 'none'
+
+
+def test_heads_of_official_models():
+    assert head_of(0)['type'] is NoHead
+    assert head_of(5) == dict(type='LinearClsHead', num_classes=5)
+    tokens = dict(if_cls_token=False, final_pool_type='max')
+    assert vim_tokens(tokens) == ('none', 'raw', 'max')
+    # The original takes the largest class where there are no tokens.
+    pooled = vim_tokens(dict(final_pool_type='max'))
+    assert pooled == ('middle', 'cls_token', 'max')
+    head = MaxOfTokens(num_classes=5, in_channels=16)
+    features = torch.randn(2, 16)
+    assert head((features,)).equal(head.fc(features).amax(dim=1))
 
 
 # -------------------------------------------------------------- mistakes

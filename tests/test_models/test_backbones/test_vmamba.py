@@ -242,7 +242,7 @@ def old_names(state):
 def convolutional(state):
     """1x1 convolutions for Linears."""
     linear = ('in_proj.weight', 'out_proj.weight', 'fc1.weight', 'fc2.weight')
-    linear += ('classifier.head.weight',)
+    linear += ('reduction.weight', 'classifier.head.weight')
     return {
         key: value[..., None, None] if key.endswith(linear) else value
         for key, value in official_names(state).items()
@@ -250,9 +250,11 @@ def convolutional(state):
 
 
 def grouped(state):
-    """Grouped convolutions for the projections of the directions."""
+    """The one-file version: grouped convolutions, numbered merging."""
     renamed = {}
     for key, value in official_names(state).items():
+        key = key.replace('downsample.norm.', 'downsample.1.')
+        key = key.replace('downsample.reduction.', 'downsample.2.')
         if key.endswith(('x_proj_weight', 'dt_projs_weight')):
             key = key.removesuffix('_weight') + '.weight'
             value = value.flatten(0, 1).unsqueeze(-1)
@@ -326,7 +328,9 @@ def test_forward_types_of_the_original():
         gated=True, gate_act=False, out_act=True, out_norm=False
     )
     assert directions == VMamba.DIRECTIONS['v052d']
-    for name in ('v052dc_noz', 'xv1a', 'm0_noz', 'v05_ondwconv3'):
+    assert parse('v3_ondwconv3_noz')[0]['out_norm'] == 'dwconv3'
+    assert parse('v04_oncnorm_nozact_oact')[0]['out_norm'] == 'cnorm'
+    for name in ('v052dc_noz', 'xv1a', 'm0_noz', 'v05_onsoftmax'):
         with pytest.raises(NotImplementedError, match=f"'{name}'"):
             parse(name)
 
@@ -414,6 +418,19 @@ def test_mlps():
     mlp = VMambaMlp(4, 6, True, 'relu', 0.0)
     value, gate = mlp.fc1(x).split(6, -1)
     torch.testing.assert_close(mlp(x), mlp.fc2(value * gate.relu()), **CLOSE)
+    mlp = VMambaMlp(4, 6, False, 'sigmoid', 0.0)
+    expected = mlp.fc2(mlp.fc1(x).sigmoid())
+    torch.testing.assert_close(mlp(x), expected, **CLOSE)
+
+
+@pytest.mark.parametrize(('gated', 'times'), [(False, 2), (True, 1)])
+def test_dropout_of_mlps(gated, times):
+    """A gated one drops its output only."""
+    mlp, dropped = VMambaMlp(4, 6, gated, 'gelu', 0.5), []
+    mlp.drop.register_forward_hook(lambda m, i, out: dropped.append(out))
+    out = mlp(torch.randn(2, 5, 4))
+    assert len(dropped) == times
+    assert dropped[-1] is out
 
 
 @every_variant

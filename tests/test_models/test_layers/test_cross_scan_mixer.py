@@ -27,6 +27,8 @@ VARIANTS = {
     'out_act': dict(out_act=True),
     'no_norm': dict(out_norm=False),
     'no_norm_but_act': dict(out_norm=False, out_act=True),
+    'conv': dict(out_norm='dwconv3', gated=True),
+    'norm_conv_act': dict(out_norm='cnorm', out_act=True),
     'all': dict(gated=True, out_act=True, conv_bias=True, bias=True),
     'one_way': dict(directions=VMamba.DIRECTIONS['v051d']),
     'two_ways': dict(directions=VMamba.DIRECTIONS['v052d']),
@@ -104,7 +106,7 @@ def test_tapped_and_untapped_have_the_same_gradients(kwargs):
 
 
 @pytest.mark.parametrize('tapped', [False, True])
-@pytest.mark.parametrize('name', ['plain', 'all'])
+@pytest.mark.parametrize('name', ['plain', 'norm_conv_act', 'all'])
 def test_gradients_in_float64(name, tapped):
     """Of the output, and of one direction's share in it."""
     mixer = mixer_of(
@@ -141,7 +143,7 @@ def test_a_tap_on_one_direction_suffices():
 
 
 def test_nothing_is_shared_out_unless_somebody_listens(monkeypatch):
-    def fail(self, parts):
+    def fail(self, parts, grid):
         raise AssertionError('computed for nobody')
 
     monkeypatch.setattr(CrossScanMixer, '_share_output', fail)
@@ -178,9 +180,13 @@ def test_mixer_equals_the_equations_written_down(kwargs):
             h = (step * A).exp() * h + step * into
             y = (h * C[:, p].unsqueeze(1)).sum(-1) + D * u[:, p]
             total[:, p] += y
-    if kwargs.get('out_norm', True):
-        norm = mixer.out_norm
+    kind, norm = kwargs.get('out_norm', True), mixer.out_norm
+    if kind in (True, 'cnorm'):
+        norm = norm if kind is True else norm.norm
         total = F.layer_norm(total, (E,), norm.weight, norm.bias, 1e-5)
+    if kind in ('dwconv3', 'cnorm'):
+        maps = total.transpose(1, 2).reshape(2, E, *grid)
+        total = mixer.out_norm.conv(maps).flatten(2).transpose(1, 2)
     if kwargs.get('out_act'):
         total = F.gelu(total)
     if kwargs.get('gated'):
@@ -212,7 +218,7 @@ def test_scans_follow_the_published_order(grid):
 
 
 @pytest.mark.parametrize('tapped', [False, True])
-@pytest.mark.parametrize('name', ['plain', 'all'])
+@pytest.mark.parametrize('name', ['plain', 'norm_conv_act', 'all'])
 @pytest.mark.parametrize('dtype', list(HALF_RELATIVE))
 def test_half_precision(name, dtype, tapped):
     mixer = mixer_of(**VARIANTS[name]).float()
@@ -300,6 +306,7 @@ def test_start_values_of_the_state_space(kind):
     [
         (dict(conv_size=4), 'conv_size must be odd, got 4'),
         (dict(act='tanh'), "unknown activation 'tanh'"),
+        (dict(out_norm='softmax'), "'dwconv3' or 'cnorm', got 'softmax'"),
         (dict(ssm_init='v3'), "ssm_init must be 'v0', 'v1' or 'v2'"),
         (dict(directions=()), 'at least one scan order'),
         (dict(directions=('raster', 'raster')), "e.g. 'raster:2'"),

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..class_tokens import join_class_tokens, split_class_tokens
 from ..layers import DirectionTaps
-from ..layers.taps import Grid, recomputation_contexts
+from ..layers.taps import Grid, active_taps, recomputation_contexts
 from ..loading import filter_classifier_state, load_backbone
 from ..official import NOTE, OfficialFormat, check_layout, note_layout
 from ..scan_orders import scan_order
@@ -70,8 +70,8 @@ class MambaBackbone(BaseModule):
 
     Args:
         out_indices (Sequence[int] | int): Layers, or stages of a
-            hierarchical backbone, whose output is returned; negative counts
-            from the end. Defaults to -1.
+            hierarchical backbone, whose output is returned, ascending;
+            negative counts from the end. Defaults to -1.
         out_type (str): ``'raw'`` (B, L, C), ``'featmap'`` (B, C, h, w),
             ``'avg_featmap'`` (B, C), or ``'cls_token'`` (B, C). Defaults to
             ``'avg_featmap'``.
@@ -219,11 +219,14 @@ class MambaBackbone(BaseModule):
         strictly, and official files as well.
         """
         asked = self.init_cfg or []
-        asked = [asked] if isinstance(asked, dict) else list(asked)
+        asked = list(asked) if isinstance(asked, (list, tuple)) else [asked]
+        # A config that is none is reported by MMEngine.
         files = [
             cfg
             for cfg in asked
-            if cfg['type'] in ('Pretrained', PretrainedInit)
+            if isinstance(cfg, dict)
+            and cfg.get('type') in ('Pretrained', PretrainedInit)
+            and 'checkpoint' in cfg
         ]
         if self.is_init or not files:
             super().init_weights()
@@ -264,7 +267,7 @@ class MambaBackbone(BaseModule):
                 unknown.
         """
         name = type(self).__name__
-        if isinstance(arch, str):
+        if not isinstance(arch, Mapping):
             if arch not in self.ARCHS:
                 raise ValueError(
                     f'unknown {name} arch {arch!r}; choose from '
@@ -280,17 +283,24 @@ class MambaBackbone(BaseModule):
             )
         return copy.deepcopy({**self.ARCH_OPTIONS, **arch})
 
+    def _drop_path_rates(self, last: float) -> list[float]:
+        """Stochastic depth of each layer, growing linearly from 0."""
+        if not 0 <= last < 1:
+            raise ValueError(
+                f'drop_path_rate must be at least 0 and below 1, got {last}'
+            )
+        steps = self.num_layers
+        return torch.linspace(0, last, steps, device='cpu').tolist()
+
     def _run_block(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
         """Runs a block, with its activations kept or computed again."""
         if not (self.with_cp and torch.is_grad_enabled()):
             return block(x, *args)
-        return checkpoint(
-            block,
-            x,
-            *args,
-            use_reentrant=False,
-            context_fn=partial(recomputation_contexts, block),
-        )
+        # Only where it is needed, as torch.compile knows no such contexts.
+        taps = active_taps(block)
+        contexts = partial(recomputation_contexts, taps)
+        kwargs = dict(context_fn=contexts) if taps else {}
+        return checkpoint(block, x, *args, use_reentrant=False, **kwargs)
 
     # -------------------------------------------- mmpretrain's conventions
 
@@ -307,7 +317,15 @@ class MambaBackbone(BaseModule):
     def _resolve_out_indices(self) -> tuple[int, ...]:
         """Turns the asked ``out_indices`` into non-negative ones."""
         asked = self._asked_out_indices
-        asked = [asked] if isinstance(asked, int) else list(asked)
+        asked = [asked] if isinstance(asked, int) else asked
+        if (
+            not isinstance(asked, Sequence)
+            or not asked
+            or not all(isinstance(index, int) for index in asked)
+        ):
+            raise ValueError(
+                f'out_indices must be an integer or several, got {asked!r}'
+            )
         resolved = []
         for index in asked:
             positive = index + self.num_outputs if index < 0 else index
@@ -318,6 +336,11 @@ class MambaBackbone(BaseModule):
                     f'{type(self).__name__} has {self.num_outputs} {levels}'
                 )
             resolved.append(positive)
+        if resolved != sorted(set(resolved)):
+            raise ValueError(
+                f'out_indices must ascend without repeats, as the outputs '
+                f'do, got {asked}'
+            )
         return tuple(resolved)
 
     def _format_output(self, tokens: Tensor, grid: Grid) -> Tensor:
@@ -364,6 +387,12 @@ class MambaBackbone(BaseModule):
         """Freezes the embeddings and the first ``frozen_stages`` layers."""
         if self.frozen_stages < 0:
             return
+        if self.frozen_stages > len(self.layers):
+            levels = 'stages' if self.hierarchical else 'layers'
+            raise ValueError(
+                f'frozen_stages is {self.frozen_stages}, but '
+                f'{type(self).__name__} has {len(self.layers)} {levels}'
+            )
         frozen = [self.patch_embed, *self.layers[: self.frozen_stages]]
         # Dropout in front of frozen layers stops, too, as in mmpretrain.
         frozen.append(getattr(self, 'drop_after_pos', None))

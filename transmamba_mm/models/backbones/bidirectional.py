@@ -219,10 +219,10 @@ class BidirectionalBackbone(MambaBackbone):
         self.drop_after_pos = nn.Dropout(drop_rate)
 
         norm_cfg = norm_cfg or arch['norm_cfg']
-        rates = torch.linspace(0, drop_path_rate, depth, device='cpu')
+        rates = self._drop_path_rates(drop_path_rate)
         self.layers = ModuleList(
             BidirectionalBlock(
-                dims, self.directions, mixer_cfg, norm_cfg, rate.item()
+                dims, self.directions, mixer_cfg, norm_cfg, rate
             )
             for rate in rates
         )

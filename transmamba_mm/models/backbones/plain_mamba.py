@@ -87,7 +87,10 @@ class PlainMambaLayer(BaseModule):
         if self.ffn is not None:
             x = self.ffn(self.norm2(x), identity=x)
         if self.dw is not None:
-            x = self.dw(x.mT.unflatten(2, grid)).flatten(2).mT
+            # Not `mT`: PyTorch's BatchNorm has a wrong gradient on the CPU
+            # where the strides of a batch of one do not tell its layout.
+            x = x.unflatten(1, grid).permute(0, 3, 1, 2)
+            x = self.dw(x).permute(0, 2, 3, 1).flatten(1, 2)
         return x
 
 
@@ -116,6 +119,8 @@ class PlainMamba(MambaBackbone):
         norm_cfg (dict): Norm inside the blocks. Defaults to
             ``dict(type='LN', eps=1e-5)``; ``dict(type='transmamba.RMSNorm')``
             is the ``use_rms_norm`` of the original.
+        with_pos_embed (bool): Whether to learn a position embedding.
+            Defaults to True.
         drop_rate (float): Dropout after the position embedding and in the
             FFN. Defaults to 0.
         drop_path_rate (float): Stochastic depth, growing linearly from 0.
@@ -200,6 +205,7 @@ class PlainMamba(MambaBackbone):
         ),
         mixer_cfg: Optional[dict] = None,
         norm_cfg: Optional[dict] = None,
+        with_pos_embed: bool = True,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         final_norm: bool = True,
@@ -256,12 +262,14 @@ class PlainMamba(MambaBackbone):
         else:
             raise ValueError(f"stem must be 'conv' or 'patch', got {stem!r}")
 
-        h, w = self.patch_embed.init_out_size
-        self.pos_embed = nn.Parameter(torch.empty(1, h * w, dims))
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.register_parameter('pos_embed', None)
+        if with_pos_embed:
+            h, w = self.patch_embed.init_out_size
+            self.pos_embed = nn.Parameter(torch.empty(1, h * w, dims))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.drop_after_pos = nn.Dropout(drop_rate)
 
-        rates = torch.linspace(0, drop_path_rate, depth, device='cpu')
+        rates = self._drop_path_rates(drop_path_rate)
         self.layers = ModuleList(
             PlainMambaLayer(
                 dims,
@@ -269,7 +277,7 @@ class PlainMamba(MambaBackbone):
                 mixer_cfg=mixer_cfg or {},
                 norm_cfg=norm_cfg or dict(type='LN', eps=1e-5),
                 ffn_ratio=ffn_ratio,
-                drop_path_rate=rates[i].item(),
+                drop_path_rate=rates[i],
                 drop_rate=drop_rate,
                 with_dwconv=i in arch['layers_with_dwconv'],
             )
@@ -301,9 +309,10 @@ class PlainMamba(MambaBackbone):
             ``out_type`` says.
         """
         x, grid = self.patch_embed(x)
-        x = x + self._resize_positions(
-            self.pos_embed, self.patch_embed.init_out_size, grid
-        )
+        if self.pos_embed is not None:
+            x = x + self._resize_positions(
+                self.pos_embed, self.patch_embed.init_out_size, grid
+            )
         x = self.drop_after_pos(x)
         last = len(self.layers) - 1
         outs = []

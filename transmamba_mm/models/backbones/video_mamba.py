@@ -113,9 +113,10 @@ class VideoMamba(BidirectionalBackbone):
             (2) and ``norm_cfg`` (RMSNorm). Defaults to ``'tiny'``.
         img_size (int | tuple[int, int]): Image size the position embedding
             is made for; others are interpolated. Defaults to 224.
-        patch_size (int): Side of a patch in pixels. Defaults to 16.
-        stride (int, optional): Pixels between patches. Defaults to None, the
-            patch size.
+        patch_size (int | tuple[int, int]): Sides (h, w) of a patch in
+            pixels. Defaults to 16.
+        stride (int | tuple[int, int], optional): Pixels between patches.
+            Defaults to None, the patch size.
         in_channels (int): Image channels. Defaults to 3.
         num_frames (int, optional): Frames the temporal embedding is made
             for; others are interpolated. Defaults to None, which makes the
@@ -142,10 +143,11 @@ class VideoMamba(BidirectionalBackbone):
             ``'cls+avg'``, their sum; ``'cls_cat_avg'``, both, one after the
             other (n = 2). Defaults to ``'cls+avg'``.
         keep_temporal (bool): Take a mean for each of the T input frames
-            (n = T) instead of one for all. With ``'cls_cat_avg'`` it is then
-            the sum, too, as in the original. It splits the patches evenly,
-            so with a mask the means are those of the frames only if as many
-            patches are kept in each. Defaults to False.
+            in whole tubelets (n = T) instead of one for all. With
+            ``'cls_cat_avg'`` it is then the sum, too, as in the original. It
+            splits the patches evenly, so with a mask the means are those of
+            the frames only if as many patches are kept in each. Defaults to
+            False.
         pool_norm (bool): Whether ``out_type='pooled'`` ends with a LayerNorm
             (``add_pool_norm`` of the original). Defaults to True.
         out_indices (Sequence[int] | int): See :class:`MambaBackbone`.
@@ -189,8 +191,8 @@ class VideoMamba(BidirectionalBackbone):
         self,
         arch: Union[str, dict] = 'tiny',
         img_size: Union[int, tuple[int, int]] = 224,
-        patch_size: int = 16,
-        stride: Optional[int] = None,
+        patch_size: Union[int, tuple[int, int]] = 16,
+        stride: Union[int, tuple[int, int], None] = None,
         in_channels: int = 3,
         num_frames: Optional[int] = None,
         tubelet_size: int = 1,

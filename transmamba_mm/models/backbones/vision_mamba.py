@@ -80,10 +80,11 @@ class VisionMamba(BidirectionalBackbone):
             (2) and ``norm_cfg`` (RMSNorm). Defaults to ``'tiny'``.
         img_size (int | tuple[int, int]): Image size the position embedding
             is made for; others are interpolated. Defaults to 224.
-        patch_size (int): Side of a patch in pixels. Defaults to 16.
-        stride (int, optional): Pixels between patches; less than
-            ``patch_size`` makes them overlap, as in the fine-tuned models
-            (8). Defaults to None, the patch size.
+        patch_size (int | tuple[int, int]): Sides (h, w) of a patch in
+            pixels. Defaults to 16.
+        stride (int | tuple[int, int], optional): Pixels between patches;
+            less than ``patch_size`` makes them overlap, as in the fine-tuned
+            models (8). Defaults to None, the patch size.
         in_channels (int): Image channels. Defaults to 3.
         class_token (str): ``'middle'`` of the patches, as released,
             ``'head'`` (before them), ``'double'`` (one before and one after;
@@ -164,8 +165,8 @@ class VisionMamba(BidirectionalBackbone):
         self,
         arch: Union[str, dict] = 'tiny',
         img_size: Union[int, tuple[int, int]] = 224,
-        patch_size: int = 16,
-        stride: Optional[int] = None,
+        patch_size: Union[int, tuple[int, int]] = 16,
+        stride: Union[int, tuple[int, int], None] = None,
         in_channels: int = 3,
         class_token: str = 'middle',
         abs_pos_embed: bool = True,

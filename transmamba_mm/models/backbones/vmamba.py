@@ -10,10 +10,10 @@ Differences: tokens are channel-last throughout, which changes no number; the
 optional position embedding is stored as tokens (1, h*w, C) and stretched to
 images of other sizes; the final norm belongs to the backbone; the taps of
 each direction are available; ``directions`` accepts any registered scan
-orders. Not supported: BatchNorm, the output norms ``_ondwconv3``,
-``_oncnorm``, ``_onsoftmax`` and ``_onsigmoid``, the cascade ``v052dc`` and
-the ``forward_type`` of other projects (``xv*``, ``m0``), which no released
-model has.
+orders. Not supported: BatchNorm, the output norms ``_onsoftmax`` and
+``_onsigmoid``, the cascade ``v052dc``, the rotations of ``v052d3`` and the
+``forward_type`` of other projects (``xv*``, ``m0``), which no released model
+has.
 """
 
 import re
@@ -273,9 +273,7 @@ class VMamba(MambaBackbone):
             )
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
-        rates = torch.linspace(
-            0, drop_path_rate, self.num_layers, device='cpu'
-        )
+        rates = self._drop_path_rates(drop_path_rate)
         mixer_cfg = {name: arch[name] for name in _MIXER_OPTIONS}
         make_block = partial(
             VMambaBlock,
@@ -287,7 +285,7 @@ class VMamba(MambaBackbone):
             drop_rate=drop_rate,
         )
         blocks = (
-            make_block(embed_dims=dims, drop_path_rate=rate.item())
+            make_block(embed_dims=dims, drop_path_rate=rate)
             for dims, rate in zip(self.layer_dims, rates)
         )
         between = [

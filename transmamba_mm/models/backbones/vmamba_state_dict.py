@@ -16,7 +16,9 @@ _OLD_NAMES = (
     (r'^norm\.', 'classifier.norm.'),
     (r'^head\.', 'classifier.head.'),
 )
-_LINEAR = r'(in_proj|out_proj|fc1|fc2|classifier\.head)\.weight$'
+_LINEAR = r'(in_proj|out_proj|fc1|fc2|reduction|classifier\.head)\.weight$'
+# The one-file version numbers the parts of its first downsampling.
+_MERGE = r'^(layers\.\d+\.downsample)\.([12])\.'
 
 
 def convert_vmamba_state_dict(
@@ -27,8 +29,8 @@ def convert_vmamba_state_dict(
     The classifier is an ``ImageClassifier`` of a :class:`VMamba` and a
     ``LinearClsHead``. Understood are the names of all releases: those of the
     first one (``self_attention``, ``ln_1``), 1x1 convolutions for Linears,
-    the grouped convolutions of the one-file version, and detection backbones
-    with ``outnorm<stage>``.
+    the grouped convolutions and numbered downsampling of the one-file
+    version, and detection backbones with ``outnorm<stage>``.
 
     Args:
         state_dict (Mapping[str, Any]): What an official file holds: a state
@@ -49,6 +51,10 @@ def convert_vmamba_state_dict(
     for key, value in state_dict.items():
         for old, new in _OLD_NAMES:
             key = re.sub(old, new, key)
+        match = re.match(_MERGE, key)
+        if match and f'{match[1]}.2.weight' in state_dict:
+            part = 'norm' if match[2] == '1' else 'reduction'
+            key = f'{match[1]}.{part}.{key[match.end() :]}'
         renamed[key] = value
     stages = [re.match(r'layers\.(\d+)\.', key) for key in renamed]
     last = max((int(match[1]) for match in stages if match), default=-1)

@@ -12,9 +12,10 @@ directions in raster order.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,12 @@ from .directional_mixer import DirectionalMixer
 from .ssm_init import decay_rates, step_size_bias, widened
 from .taps import Grid
 
-_ACTIVATIONS = {'silu': nn.SiLU, 'gelu': nn.GELU, 'relu': nn.ReLU}
+_ACTIVATIONS = {
+    'silu': nn.SiLU,
+    'gelu': nn.GELU,
+    'relu': nn.ReLU,
+    'sigmoid': nn.Sigmoid,
+}
 
 
 def build_activation(name: str) -> nn.Module:
@@ -41,6 +47,60 @@ def build_activation(name: str) -> nn.Module:
             f'{", ".join(_ACTIVATIONS)}'
         )
     return _ACTIVATIONS[name]()
+
+
+class ConvNorm(nn.Sequential):
+    """A depth-wise 3x3 convolution of tokens, after an optional LayerNorm.
+
+    Args:
+        dims (int): Token width.
+        norm (bool): Whether LayerNorm comes first.
+    """
+
+    def __init__(self, dims: int, norm: bool) -> None:
+        # Numbered as in the checkpoints.
+        modules = OrderedDict()
+        if norm:
+            modules['0'] = nn.LayerNorm(dims)
+        modules['2' if norm else '1'] = nn.Conv2d(
+            dims, dims, 3, padding=1, groups=dims, bias=False
+        )
+        super().__init__(modules)
+
+    @property
+    def norm(self) -> Optional[nn.LayerNorm]:
+        """nn.LayerNorm, optional: What comes before the convolution."""
+        return self[0] if len(self) == 2 else None
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        """nn.Conv2d: The convolution."""
+        return self[-1]
+
+    def convolve(self, x: Tensor, grid: Grid) -> Tensor:
+        """Convolves tokens (..., h*w, C), without the norm."""
+        maps = x.flatten(0, -3).mT.unflatten(2, grid)
+        maps = self.conv(maps.to(self.conv.weight.dtype))
+        return maps.flatten(2).mT.unflatten(0, x.shape[:-2])
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Maps raster tokens (B, h*w, C) to the same shape."""
+        x = x if self.norm is None else self.norm(x)
+        return self.convolve(x, grid)
+
+
+def _build_out_norm(kind: Union[bool, str], dims: int) -> nn.Module:
+    """Builds what follows the sum of the directions."""
+    if kind is True:
+        return nn.LayerNorm(dims)
+    if kind is False:
+        return nn.Identity()
+    if kind in ('dwconv3', 'cnorm'):
+        return ConvNorm(dims, norm=kind == 'cnorm')
+    raise ValueError(
+        f"out_norm must be True, False, 'dwconv3' or 'cnorm', got {kind!r}; "
+        f'softmax and sigmoid cannot be shared out among the directions'
+    )
 
 
 @lru_cache(maxsize=64)
@@ -90,12 +150,15 @@ class CrossScanMixer(DirectionalMixer):
             the original. Defaults to False.
         gate_act (bool): Whether the gate passes the activation; False is
             ``_nozact``. Defaults to True.
-        out_norm (bool): Whether to normalise the sum (LayerNorm); False is
-            ``_onnone``. Defaults to True.
+        out_norm (bool | str): Whether to normalise the sum (LayerNorm);
+            False is ``_onnone``. Or ``'dwconv3'``, a depth-wise 3x3
+            convolution instead (``_ondwconv3``), or ``'cnorm'``, that after
+            LayerNorm (``_oncnorm``). Defaults to True.
         out_act (bool): Whether GELU follows that norm; True is ``_oact``.
             Defaults to False.
         act (str): Activation of the convolved tokens and the gate:
-            ``'silu'``, ``'gelu'`` or ``'relu'``. Defaults to ``'silu'``.
+            ``'silu'``, ``'gelu'``, ``'relu'`` or ``'sigmoid'``. Defaults to
+            ``'silu'``.
         ssm_init (str): Start values. ``'v0'`` are Mamba's; ``'v1'`` draws
             ``A_logs`` from a normal distribution and step sizes near
             softplus(0), ``'v2'`` sets ``A`` to -1. Defaults to ``'v0'``.
@@ -104,8 +167,8 @@ class CrossScanMixer(DirectionalMixer):
 
     Raises:
         KeyError: If a direction is no registered scan order.
-        ValueError: If ``conv_size``, ``directions``, ``act`` or ``ssm_init``
-            is not supported.
+        ValueError: If ``conv_size``, ``directions``, ``act``, ``out_norm``
+            or ``ssm_init`` is not supported.
     """
 
     def __init__(
@@ -124,7 +187,7 @@ class CrossScanMixer(DirectionalMixer):
         conv_bias: bool = False,
         gated: bool = False,
         gate_act: bool = True,
-        out_norm: bool = True,
+        out_norm: Union[bool, str] = True,
         out_act: bool = False,
         act: str = 'silu',
         ssm_init: str = 'v0',
@@ -162,7 +225,7 @@ class CrossScanMixer(DirectionalMixer):
         self.dt_projs_bias = nn.Parameter(torch.empty(K, E))
         self.A_logs = decay_rates(K * E, d_state)
         self.Ds = nn.Parameter(torch.ones(K * E))
-        self.out_norm = nn.LayerNorm(E) if out_norm else nn.Identity()
+        self.out_norm = _build_out_norm(out_norm, E)
         self.out_act = nn.GELU() if out_act else nn.Identity()
         self._add_output(bias)
         self._draw_start_values(ssm_init)
@@ -207,9 +270,13 @@ class CrossScanMixer(DirectionalMixer):
             u = self.conv2d(u.mT.unflatten(2, grid)).flatten(2).mT
         y = self._scan(self.act(u), grid, merge)
         if not merge:
-            y = self._share_output(y)
+            y = self._share_output(y, grid)
             return y if gate is None else y * gate.unsqueeze(1)
-        y = self.out_act(self.out_norm(y))
+        if isinstance(self.out_norm, ConvNorm):
+            y = self.out_norm(y, grid)
+        else:
+            y = self.out_norm(y)
+        y = self.out_act(y)
         return y if gate is None else y * gate
 
     def _scan(self, u: Tensor, grid: Grid, merge: bool) -> Tensor:
@@ -242,23 +309,26 @@ class CrossScanMixer(DirectionalMixer):
             merge='sum' if merge else 'stack',
         ).mT
 
-    def _share_output(self, parts: Tensor) -> Tensor:
+    def _share_output(self, parts: Tensor, grid: Grid) -> Tensor:
         """What norm and activation of the sum make of each summand.
 
-        Given the statistics of the sum, LayerNorm is linear, and
-        ``GELU(y) = y * Phi(y)`` is linear in its first factor. Statistics
-        and Phi are those of the sum, with their gradients; each direction
-        has an equal share in the norm's bias.
+        Given the statistics of the sum, LayerNorm is linear, as is a
+        convolution, and ``GELU(y) = y * Phi(y)`` is linear in its first
+        factor. Statistics and Phi are those of the sum, with their
+        gradients; each direction has an equal share in the norm's bias.
 
         Args:
             parts (Tensor): (B, K, L, d_inner).
+            grid (tuple[int, ...]): (h, w).
 
         Returns:
             Tensor: The same shape; sums to ``out_act(out_norm(sum))``.
         """
         dtype, parts = parts.dtype, widened(parts)
         whole = parts.sum(1, keepdim=True)
-        norm = self.out_norm
+        norm, after = self.out_norm, None
+        if isinstance(norm, ConvNorm):
+            norm, after = norm.norm, norm.convolve
         if isinstance(norm, nn.LayerNorm):
             parts = parts - parts.mean(-1, keepdim=True)
             whole = whole - whole.mean(-1, keepdim=True)
@@ -266,6 +336,8 @@ class CrossScanMixer(DirectionalMixer):
             scale = torch.rsqrt(variance + norm.eps) * norm.weight
             whole = whole * scale + norm.bias
             parts = parts * scale + norm.bias / parts.shape[1]
+        if after is not None:
+            parts, whole = after(parts, grid), after(whole, grid)
         if isinstance(self.out_act, nn.GELU):
             parts = parts * torch.special.ndtr(whole)
         return parts.to(dtype)

@@ -37,6 +37,9 @@ class DirectionalMixer(nn.Module, ABC):
         bias (bool): Whether ``in_proj`` has one.
         gated (bool): Whether ``in_proj`` gives a gate as well. Defaults to
             True.
+
+    Raises:
+        ValueError: If ``d_state``, ``expand`` or ``dt_rank`` is too small.
     """
 
     def __init__(
@@ -54,7 +57,21 @@ class DirectionalMixer(nn.Module, ABC):
         self.directions = tuple(directions)
         self.d_inner = int(expand * embed_dims)
         self.d_state = d_state
-        self.dt_rank = dt_rank or math.ceil(embed_dims / 16)
+        if dt_rank is None:
+            dt_rank = math.ceil(embed_dims / 16)
+        self.dt_rank = dt_rank
+        for name, value in (('d_state', d_state), ('dt_rank', dt_rank)):
+            if not isinstance(value, int) or value < 1:
+                default = ', or None' if name == 'dt_rank' else ''
+                raise ValueError(
+                    f'{name} must be a positive integer{default}, got '
+                    f'{value!r}'
+                )
+        if self.d_inner < 1:
+            raise ValueError(
+                f'expand (ssm_ratio of VMamba) must leave a channel of '
+                f'{embed_dims}, got {expand}'
+            )
         self.in_proj = Linear(
             embed_dims, (2 if gated else 1) * self.d_inner, bias=bias
         )

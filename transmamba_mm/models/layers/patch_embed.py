@@ -93,8 +93,10 @@ class OverlapPatchEmbed(BaseModule):
     Args:
         in_channels (int): Image channels. Defaults to 3.
         embed_dims (int): Token width. Defaults to 192.
-        patch_size (int): Side of a patch in pixels. Defaults to 16.
-        stride (int): Pixels between patches. Defaults to 16.
+        patch_size (int | tuple[int, int]): Sides (h, w) of a patch in
+            pixels. Defaults to 16.
+        stride (int | tuple[int, int]): Pixels between patches. Defaults to
+            16.
         input_size (int | tuple[int, int]): Image (H, W) for which
             ``init_out_size`` is computed. Defaults to 224.
 
@@ -107,32 +109,36 @@ class OverlapPatchEmbed(BaseModule):
         self,
         in_channels: int = 3,
         embed_dims: int = 192,
-        patch_size: int = 16,
-        stride: int = 16,
+        patch_size: Union[int, tuple[int, int]] = 16,
+        stride: Union[int, tuple[int, int]] = 16,
         input_size: Union[int, tuple[int, int]] = 224,
     ) -> None:
         super().__init__()
-        if stride < 1:
-            raise ValueError(f'stride must be at least 1, got {stride}')
-        self.patch_size = patch_size
+        stride = to_2tuple(stride)
+        if min(stride) < 1:
+            raise ValueError(f'stride must be at least 1, got {min(stride)}')
+        self.patch_size = to_2tuple(patch_size)
         self.proj = self._make_proj(in_channels, embed_dims, stride)
         size = to_2tuple(input_size)
         self._check_size('img_size', size)
         self.init_out_size = tuple(
-            (side - patch_size) // stride + 1 for side in size
+            (side - patch) // step + 1
+            for side, patch, step in zip(size, self.patch_size, stride)
         )
 
     def _make_proj(
-        self, in_channels: int, embed_dims: int, stride: int
+        self, in_channels: int, embed_dims: int, stride: tuple[int, int]
     ) -> nn.Module:
         return nn.Conv2d(in_channels, embed_dims, self.patch_size, stride)
 
     def _check_size(self, name: str, size: tuple[int, int]) -> None:
-        if min(size) < self.patch_size:
+        height, width = self.patch_size
+        if len(size) != 2:
+            raise ValueError(f'{name} must be (H, W), got {size}')
+        if size[0] < height or size[1] < width:
             raise ValueError(
                 f'{name} {size[0]}x{size[1]} is smaller than a patch of '
-                f'{self.patch_size}x{self.patch_size}: use larger images or a '
-                f'smaller patch_size'
+                f'{height}x{width}: use larger images or a smaller patch_size'
             )
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -141,6 +147,10 @@ class OverlapPatchEmbed(BaseModule):
         Returns:
             tuple: Tokens (B, h*w, embed_dims) in raster order, and (h, w).
         """
+        if x.dim() != 4:
+            raise ValueError(
+                f'images must be (B, C, H, W), got {tuple(x.shape)}'
+            )
         self._check_size('an image of', tuple(x.shape[2:]))
         x = self.proj(x)
         return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])
@@ -156,8 +166,10 @@ class TubeletPatchEmbed(OverlapPatchEmbed):
     Args:
         in_channels (int): Channels of a frame. Defaults to 3.
         embed_dims (int): Token width. Defaults to 192.
-        patch_size (int): Side of a patch in pixels. Defaults to 16.
-        stride (int): Pixels between patches. Defaults to 16.
+        patch_size (int | tuple[int, int]): Sides (h, w) of a patch in
+            pixels. Defaults to 16.
+        stride (int | tuple[int, int]): Pixels between patches. Defaults to
+            16.
         input_size (int | tuple[int, int]): Frame (H, W) for which
             ``init_out_size`` is computed. Defaults to 224.
         num_frames (int): Frames for which ``init_steps`` is computed.
@@ -174,12 +186,16 @@ class TubeletPatchEmbed(OverlapPatchEmbed):
         self,
         in_channels: int = 3,
         embed_dims: int = 192,
-        patch_size: int = 16,
-        stride: int = 16,
+        patch_size: Union[int, tuple[int, int]] = 16,
+        stride: Union[int, tuple[int, int]] = 16,
         input_size: Union[int, tuple[int, int]] = 224,
         num_frames: int = 8,
         tubelet_size: int = 1,
     ) -> None:
+        if tubelet_size < 1:
+            raise ValueError(
+                f'tubelet_size must be at least 1, got {tubelet_size}'
+            )
         # First, as the projection made there needs it.
         self.tubelet_size = tubelet_size
         super().__init__(
@@ -189,14 +205,14 @@ class TubeletPatchEmbed(OverlapPatchEmbed):
         self.init_steps = num_frames // tubelet_size
 
     def _make_proj(
-        self, in_channels: int, embed_dims: int, stride: int
+        self, in_channels: int, embed_dims: int, stride: tuple[int, int]
     ) -> nn.Module:
-        patch, frames = self.patch_size, self.tubelet_size
+        frames = self.tubelet_size
         return nn.Conv3d(
             in_channels,
             embed_dims,
-            (frames, patch, patch),
-            (frames, stride, stride),
+            (frames, *self.patch_size),
+            (frames, *stride),
         )
 
     def _check_frames(self, name: str, frames: int) -> None:

@@ -93,8 +93,17 @@ class DirectionTaps(nn.Module):
                 tap(reorder(tokens, order), grid)
 
 
+def active_taps(block: nn.Module) -> list[DirectionTap]:
+    """The taps inside a block that somebody records."""
+    return [
+        module
+        for module in block.modules()
+        if isinstance(module, DirectionTap) and module.active
+    ]
+
+
 def recomputation_contexts(
-    block: nn.Module,
+    taps: Sequence[DirectionTap],
 ) -> tuple[AbstractContextManager, AbstractContextManager]:
     """``context_fn`` of ``torch.utils.checkpoint.checkpoint``.
 
@@ -103,16 +112,11 @@ def recomputation_contexts(
     passes do the same.
 
     Args:
-        block (nn.Module): What is checkpointed.
+        taps (Sequence[DirectionTap]): The taps that are active.
 
     Returns:
         tuple: Contexts of the first and of the second pass.
     """
-    taps = [
-        module
-        for module in block.modules()
-        if isinstance(module, DirectionTap) and module.active
-    ]
     return contextlib.nullcontext(), _held(taps)
 
 

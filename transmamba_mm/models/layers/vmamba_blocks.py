@@ -111,6 +111,8 @@ class VMambaStem(nn.Sequential):
 
     def _out_size(self, size: Sequence[int]) -> tuple[int, int]:
         """The grid of an image of this size."""
+        if len(size) != 2:
+            raise ValueError(f'img_size must be (H, W), got {tuple(size)}')
         grid = tuple(size)
         for module in self:
             if isinstance(module, nn.Conv2d):
@@ -133,6 +135,10 @@ class VMambaStem(nn.Sequential):
         Returns:
             tuple: Tokens (B, h*w, embed_dims) in raster order, and (h, w).
         """
+        if x.dim() != 4:
+            raise ValueError(
+                f'images must be (B, C, H, W), got {tuple(x.shape)}'
+            )
         self._out_size(x.shape[2:])
         return _to_tokens(super().forward(x))
 
@@ -237,7 +243,8 @@ class VMambaMlp(nn.Module):
         gated (bool): Whether ``fc1`` gives twice as many channels, of which
             the second half is activated and multiplies the first.
         act (str): Activation, see :func:`build_activation`.
-        drop_rate (float): Dropout after the activation and at the end.
+        drop_rate (float): Dropout at the end and, without a gate, after the
+            activation.
     """
 
     def __init__(
@@ -262,8 +269,8 @@ class VMambaMlp(nn.Module):
             x, gate = x.chunk(2, dim=-1)
             x = x * self.act(gate)
         else:
-            x = self.act(x)
-        return self.drop(self.fc2(self.drop(x)))
+            x = self.drop(self.act(x))
+        return self.drop(self.fc2(x))
 
 
 class VMambaBlock(BaseModule):
