@@ -6,7 +6,13 @@ import torch
 from mmengine.config import Config
 
 from transmamba_mm.apis import convert_official
+from transmamba_mm.compat.environment import version_tuple
 from transmamba_mm.registry import MODELS
+
+restricts_pickles = pytest.mark.skipif(
+    version_tuple(torch.__version__) < (2, 6),
+    reason='older versions of PyTorch read any pickle',
+)
 
 CLASSES = 3
 DIMS = 16

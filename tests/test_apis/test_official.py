@@ -24,6 +24,7 @@ from official_files import (
     families,
     official_file,
     official_names,
+    restricts_pickles,
 )
 
 from transmamba_mm.apis import convert_official
@@ -90,6 +91,7 @@ def test_wrappers_of_official_files(tmp_path, wrapper):
     assert_same_logits(loaded, model)
 
 
+@restricts_pickles
 def test_arguments_of_a_training_load_without_running_code(tmp_path):
     model = build(classifier('vim'))
     args = argparse.Namespace(
@@ -108,6 +110,7 @@ def test_arguments_of_a_training_load_without_running_code(tmp_path):
         convert(tmp_path, path, classifier('vim'))
 
 
+@restricts_pickles
 def test_config_nodes_of_yacs_need_no_yacs(tmp_path, monkeypatch):
     """VMamba's files hold the configuration of their training."""
     module = types.ModuleType('yacs.config')

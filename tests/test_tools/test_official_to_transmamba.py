@@ -12,6 +12,7 @@ from official_files import (
     config_file,
     official_file,
     official_names,
+    restricts_pickles,
 )
 
 from transmamba_mm.registry import MODELS
@@ -44,7 +45,7 @@ class Malicious:
     ('name', 'message'),
     [
         ('vim', 'error: '),
-        ('code', 'holds more than data'),
+        pytest.param('code', 'holds more than data', marks=restricts_pickles),
         ('gone', 'does not exist'),
     ],
 )

@@ -66,10 +66,11 @@ class ConvPatchEmbed(BaseModule):
         )
         self.projection = nn.Conv2d(mid_channels, embed_dims, half, half)
         height, width = to_2tuple(input_size)
-        # ceil(ceil(H / 2) / half): the stem rounds up, then the padding does.
+        # As in the original, ceil(floor(H / 2) / half), although the stem
+        # rounds up: positions for odd images may have to be stretched.
         self.init_out_size = (
-            -(-((height + 1) // 2) // half),
-            -(-((width + 1) // 2) // half),
+            max(1, -(-(height // 2) // half)),
+            max(1, -(-(width // 2) // half)),
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
