@@ -81,7 +81,8 @@ class MambaBackbone(BaseModule):
             Defaults to False.
         with_cp (bool): Whether to keep only the inputs of the blocks for
             the backward pass and compute the rest again there. Saves memory
-            for time. Defaults to False.
+            for time. As elsewhere, the statistics of a BatchNorm in a block
+            move twice a step then. Defaults to False.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
     """
 
