@@ -5,6 +5,7 @@ A new backbone adds its tiny configurations to ``TINY``; that it does so is
 tested, too.
 """
 
+import contextlib
 import copy
 import io
 import math
@@ -18,7 +19,7 @@ from mmpretrain.structures import DataSample
 from transmamba_mm.apis import get_flops
 from transmamba_mm.distill import DirectionTapsRecorder
 from transmamba_mm.models import MambaBackbone
-from transmamba_mm.ops import invert_order, reorder
+from transmamba_mm.ops import invert_order, reorder, use_scan_backend
 from transmamba_mm.registry import MODELS
 from transmamba_mm.transfer import Subcloner, read_teacher
 from transmamba_mm.transfer.roles import AXES, split_role
@@ -75,6 +76,8 @@ every_backbone = pytest.mark.parametrize(('name', 'kwargs'), CASES)
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 # Sums of a few float32 products in another order.
 SUM = dict(rtol=1e-4, atol=1e-5)
+# float32 in another order, over a whole model.
+BACKEND_RELATIVE = 1e-5
 # bfloat16 has eight bits of mantissa, float16 eleven.
 HALF_RELATIVE = {torch.bfloat16: 0.1, torch.float16: 0.02}
 
@@ -136,6 +139,24 @@ def test_outputs_repeat_and_do_not_mix_the_batch(name, kwargs):
     assert torch.equal(once, again)
     (single,) = net(x[1:2])
     torch.testing.assert_close(single, once[1:2], **CLOSE)
+
+
+@pytest.mark.parametrize('backend', ['torch', 'reference'])
+@every_backbone
+def test_scan_backends_agree(name, kwargs, backend):
+    net = build(name, kwargs, out_type='raw').train()
+    x = inputs(kwargs, 20, 28)
+    results = []
+    for context in (contextlib.nullcontext(), use_scan_backend(backend)):
+        net.zero_grad()
+        with context:
+            (out,) = net(x)
+            out.pow(3).mean().backward()
+        grads = [p.grad.flatten() for p in net.parameters()]
+        results.append((out, torch.cat(grads)))
+    for got, wanted in zip(*results):
+        difference = (got - wanted).norm() / wanted.norm()
+        assert difference < BACKEND_RELATIVE
 
 
 @every_backbone
