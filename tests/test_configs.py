@@ -270,6 +270,7 @@ def test_settings_of_the_distillation_guide():
         'deit-tiny_pmamba-tiny_ffn4-patch-stem_8xb64-300e_cifar100',
         'deit-tiny_pmamba-tiny_uniform-layers_8xb64-300e_cifar100',
         'deit-tiny_vim-tiny_8xb64-300e_cifar100',
+        'deit-tiny_vim-tiny_d12-ffn4_8xb64-300e_cifar100',
         'deit-base_vmamba-tiny_8xb64-300e_cifar100',
     ],
 )

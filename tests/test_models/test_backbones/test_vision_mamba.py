@@ -102,6 +102,8 @@ def count(module):
         ('base', None, 96_829_440),
         ('tiny-d12', None, 6_955_200),
         ('small-d12', None, 25_411_968),
+        ('tiny-d12-ffn4', None, 7_128_000),
+        ('small-d12-ffn4', None, 27_084_672),
     ],
 )
 def test_presets_have_the_published_number_of_parameters(
@@ -124,6 +126,9 @@ def test_presets_have_the_published_number_of_parameters(
         ('small', 100, 384, 25_450_084),
         ('tiny-d12', 100, 192, 6_974_500),
         ('small-d12', 100, 384, 25_450_468),
+        # The FFN of its text: 7.15 and 27.12 M.
+        ('tiny-d12-ffn4', 100, 192, 7_147_300),
+        ('small-d12-ffn4', 100, 384, 27_123_172),
     ],
 )
 def test_classifiers_have_the_published_number(arch, classes, dims, expected):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Optional, Union
 
 import torch
 from mmcv.cnn.bricks import DropPath
+from mmcv.cnn.bricks.transformer import FFN
 from mmengine.model import BaseModule, ModuleList
 from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def name_as_classifier(
 
 
 class BidirectionalBlock(BaseModule):
-    """A norm and a mixer, added to the residual stream.
+    """A norm and a mixer, added to the residual stream; optionally an FFN.
 
     The originals hand a mixer's output to the next block, which adds it to
     the stream first; this block adds it itself, which are the same sums.
@@ -66,8 +67,10 @@ class BidirectionalBlock(BaseModule):
         embed_dims (int): Token width.
         directions (Sequence[str]): Scan orders of the mixer.
         mixer_cfg (dict): Further arguments of :class:`BidirectionalMixer`.
-        norm_cfg (dict): Norm before the mixer.
+        norm_cfg (dict): Norm before the mixer and before the FFN.
         drop_path_rate (float): Stochastic depth rate.
+        ffn_ratio (float): FFN width over ``embed_dims``; 0 for none.
+            Defaults to 0.
     """
 
     def __init__(
@@ -77,11 +80,21 @@ class BidirectionalBlock(BaseModule):
         mixer_cfg: dict,
         norm_cfg: dict,
         drop_path_rate: float,
+        ffn_ratio: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm = build_norm_layer(norm_cfg, embed_dims)
         self.mixer = BidirectionalMixer(embed_dims, directions, **mixer_cfg)
         self.drop_path = DropPath(drop_path_rate)
+        self.norm2 = self.ffn = None
+        if ffn_ratio:
+            self.norm2 = build_norm_layer(norm_cfg, embed_dims)
+            self.ffn = FFN(
+                embed_dims,
+                int(ffn_ratio * embed_dims),
+                act_cfg=dict(type='GELU'),
+                dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
+            )
 
     def forward(
         self, x: Tensor, grid: Grid, rotate: Optional[Rotation] = None
@@ -98,9 +111,12 @@ class BidirectionalBlock(BaseModule):
             Tensor: Residual stream (B, L, C).
         """
         # The stream may be wider than the weights; see residual_in_fp32.
-        normed = self.norm(x.to(self.norm.weight.dtype))
-        mixed = self.drop_path(self.mixer(normed, grid))
-        return x + (mixed if rotate is None else rotate(mixed))
+        dtype = self.norm.weight.dtype
+        mixed = self.drop_path(self.mixer(self.norm(x.to(dtype)), grid))
+        x = x + (mixed if rotate is None else rotate(mixed))
+        if self.ffn is not None:
+            x = self.ffn(self.norm2(x.to(dtype)), identity=x)
+        return x
 
 
 class BidirectionalBackbone(MambaBackbone):
@@ -112,7 +128,7 @@ class BidirectionalBackbone(MambaBackbone):
     Args:
         arch (str | dict): A preset of :attr:`ARCHS`, or a dict with
             ``embed_dims`` and ``num_layers`` and, optionally, ``expand``
-            (2) and ``norm_cfg`` (RMSNorm).
+            (2), ``ffn_ratio`` (0) and ``norm_cfg`` (RMSNorm).
         patch_embed (Callable): Makes the patch embedding from its
             ``embed_dims``.
         class_token (str): A key of :attr:`CLASS_TOKENS`.
@@ -135,7 +151,9 @@ class BidirectionalBackbone(MambaBackbone):
     """
 
     ARCH_OPTIONS: ClassVar[dict] = dict(
-        expand=2, norm_cfg=dict(type='transmamba.RMSNorm', eps=1e-5)
+        expand=2,
+        ffn_ratio=0,
+        norm_cfg=dict(type='transmamba.RMSNorm', eps=1e-5),
     )
 
     #: Parameters that hold class tokens, in the order of the sequence.
@@ -169,6 +187,15 @@ class BidirectionalBackbone(MambaBackbone):
             r'layers.\1.ssm.\2.\3',
         ),
         (r'layers\.(\d+)\.mixer\.(.+)', r'layers.\1.ssm.\2'),
+        (r'layers\.(\d+)\.norm2\.(weight|bias)', r'layers.\1.ffn_norm.\2'),
+        (
+            r'layers\.(\d+)\.ffn\.layers\.0\.0\.(weight|bias)',
+            r'layers.\1.ffn_in.\2',
+        ),
+        (
+            r'layers\.(\d+)\.ffn\.layers\.1\.(weight|bias)',
+            r'layers.\1.ffn_out.\2',
+        ),
         (r'norm_f\.(weight|bias)', r'final_norm.\1'),
     )
 
@@ -222,7 +249,12 @@ class BidirectionalBackbone(MambaBackbone):
         rates = self._drop_path_rates(drop_path_rate)
         self.layers = ModuleList(
             BidirectionalBlock(
-                dims, self.directions, mixer_cfg, norm_cfg, rate
+                dims,
+                self.directions,
+                mixer_cfg,
+                norm_cfg,
+                rate,
+                arch['ffn_ratio'],
             )
             for rate in rates
         )
@@ -243,6 +275,11 @@ class BidirectionalBackbone(MambaBackbone):
         for layer in self.layers:
             # As many summands enter the residual stream.
             layer.mixer.out_proj.weight.div_(math.sqrt(len(self.layers)))
+            if layer.ffn is not None:
+                for module in layer.ffn.modules():
+                    if isinstance(module, nn.Linear):
+                        nn.init.trunc_normal_(module.weight, std=0.02)
+                        nn.init.zeros_(module.bias)
 
     def _check_class_token(self, class_token: str) -> None:
         if class_token not in self.CLASS_TOKENS:

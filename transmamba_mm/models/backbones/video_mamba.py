@@ -110,7 +110,8 @@ class VideoMamba(BidirectionalBackbone):
     Args:
         arch (str | dict): A preset of :attr:`ARCHS`, or a dict with
             ``embed_dims`` and ``num_layers`` and, optionally, ``expand``
-            (2) and ``norm_cfg`` (RMSNorm). Defaults to ``'tiny'``.
+            (2), ``ffn_ratio`` (FFN width over token width; 0 for none) and
+            ``norm_cfg`` (RMSNorm). Defaults to ``'tiny'``.
         img_size (int | tuple[int, int]): Image size the position embedding
             is made for; others are interpolated. Defaults to 224.
         patch_size (int | tuple[int, int]): Sides (h, w) of a patch in

@@ -13,7 +13,7 @@ stands; layer outputs, feature maps and the taps of each direction are
 available. The gradient of ``bimamba_type='v1'`` is the true one; the
 original's fused kernel lost a part of it. ``if_bidirectional``, randomly
 placed class tokens and shuffled or flipped sequences, which no released model
-has, are not supported.
+has, are not supported. Beyond the original, blocks may have an FFN.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,7 +67,9 @@ class VisionMamba(BidirectionalBackbone):
     ``tiny`` and ``small`` with 100 classes (6,974,308 and 25,450,084). Its
     table also says 12 layers; with the widths of Vim and no FFN only
     ``expand=4`` and LayerNorm then come near (``tiny-d12`` and
-    ``small-d12``, 6,974,500 and 25,450,468).
+    ``small-d12``, 6,974,500 and 25,450,468). The FFN and LayerNorm that its
+    text adds to each block are in ``tiny-d12-ffn4`` and ``small-d12-ffn4``
+    (7,147,300 and 27,123,172), of which subcloning can copy much more.
 
     The original's ``final_pool_type``, which acts without class token, is
     ``out_type`` here: ``'mean'`` is ``'avg_featmap'``, ``'none'`` is
@@ -77,7 +79,8 @@ class VisionMamba(BidirectionalBackbone):
     Args:
         arch (str | dict): A preset of :attr:`ARCHS`, or a dict with
             ``embed_dims`` and ``num_layers`` and, optionally, ``expand``
-            (2) and ``norm_cfg`` (RMSNorm). Defaults to ``'tiny'``.
+            (2), ``ffn_ratio`` (FFN width over token width; 0 for none) and
+            ``norm_cfg`` (RMSNorm). Defaults to ``'tiny'``.
         img_size (int | tuple[int, int]): Image size the position embedding
             is made for; others are interpolated. Defaults to 224.
         patch_size (int | tuple[int, int]): Sides (h, w) of a patch in
@@ -147,6 +150,18 @@ class VisionMamba(BidirectionalBackbone):
             embed_dims=384,
             num_layers=12,
             expand=4,
+            norm_cfg=dict(type='LN', eps=1e-5),
+        ),
+        'tiny-d12-ffn4': dict(
+            embed_dims=192,
+            num_layers=12,
+            ffn_ratio=4,
+            norm_cfg=dict(type='LN', eps=1e-5),
+        ),
+        'small-d12-ffn4': dict(
+            embed_dims=384,
+            num_layers=12,
+            ffn_ratio=4,
             norm_cfg=dict(type='LN', eps=1e-5),
         ),
     }
