@@ -6,6 +6,7 @@ import torch
 from helpers import SNAKES, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from transmamba_mm.models import PlainMamba
 from transmamba_mm.models.layers.plain_mamba_mixer import move_rows
@@ -81,6 +82,12 @@ def test_cached_orders_are_no_inference_tensors():
     with torch.inference_mode():
         order = scan_order('column', 3, 11)
     assert not order.is_inference()
+
+
+def test_cached_orders_are_no_fake_tensors():
+    with FakeTensorMode():
+        order = scan_order('column', 3, 13)
+    assert order[1] == 13
 
 
 # --------------------------------------------------- a user's own order

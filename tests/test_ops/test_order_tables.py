@@ -6,6 +6,7 @@ import gc
 import pytest
 import torch
 from scan_cases import make_inputs, make_multi, usable_backends
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from transmamba_mm.ops import multi_scan, order_tables, selective_scan
 
@@ -122,3 +123,24 @@ def test_tables_of_inference_mode_serve_training(backend):
         arguments = {**inputs, 'u': u, 'order': given, 'backend': backend}
         selective_scan(**arguments, reverse=True).sum().backward()
         assert u.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('backend', usable_backends())
+def test_tables_of_fake_mode_serve_real_tensors(backend):
+    order = torch.randperm(5)
+    inputs = make_inputs(length=5)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = {
+            key: mode.from_tensor(value) if torch.is_tensor(value) else value
+            for key, value in inputs.items()
+        }
+        for given in (order, None):
+            out = selective_scan(
+                **fake, order=given, reverse=True, backend='torch'
+            )
+            assert type(out) is not torch.Tensor
+    for given in (order, None):
+        out = selective_scan(
+            **inputs, order=given, reverse=True, backend=backend
+        )
+        assert type(out) is torch.Tensor

@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from transmamba_mm.ops.order_tables import lasting_tensors
 from transmamba_mm.registry import SCAN_ORDERS
 
 
@@ -108,7 +109,5 @@ def scan_order(name: str, *grid: int, device: str = 'cpu') -> Tensor:
 def _cached_order(
     fn: Callable[..., Tensor], grid: tuple[int, ...], device: str
 ) -> Tensor:
-    # The cache outlives an enclosing inference mode, whose tensors could not
-    # be used for training later.
-    with torch.inference_mode(False):
+    with lasting_tensors():
         return fn(*grid).to(device)

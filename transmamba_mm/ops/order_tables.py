@@ -2,10 +2,24 @@
 """Checked token orders and what is derived from them, computed once."""
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Callable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+@contextmanager
+def lasting_tensors() -> Iterator[None]:
+    """Makes tensors that may be kept, whatever is going on around.
+
+    An enclosing inference mode would make tensors that training cannot use
+    later, and the fake mode of ``torch.export`` tensors without values.
+    """
+    with torch.inference_mode(False), _disable_current_modes():
+        yield
 
 
 class TensorCache:
@@ -35,9 +49,7 @@ class TensorCache:
             entry = self._entries[name] = (reference, version, {})
         values = entry[2]
         if key not in values:
-            # The values outlive an enclosing inference mode, whose tensors
-            # could not be used for training later.
-            with torch.inference_mode(False):
+            with lasting_tensors():
                 values[key] = make(tensor)
         return values[key]
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from transmamba_mm.ops import linear, multi_scan
+from transmamba_mm.ops.order_tables import lasting_tensors
 
 from ..scan_orders import scan_order
 from .directional_mixer import DirectionalMixer
@@ -107,9 +108,7 @@ def _build_out_norm(kind: Union[bool, str], dims: int) -> nn.Module:
 def _cached_orders(
     directions: tuple[str, ...], h: int, w: int, device: str
 ) -> Tensor:
-    # The cache outlives an enclosing inference mode, whose tensors could not
-    # be used for training later.
-    with torch.inference_mode(False):
+    with lasting_tensors():
         orders = [scan_order(name, h, w, device=device) for name in directions]
         return torch.stack(orders).int()
 

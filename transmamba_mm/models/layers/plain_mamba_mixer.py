@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transmamba_mm.ops import multi_scan
+from transmamba_mm.ops.order_tables import lasting_tensors
 
 from ..scan_orders import scan_order
 from .directional_mixer import DirectionalMixer
@@ -68,9 +69,7 @@ class _ScanTables(NamedTuple):
 def _cached_tables(
     directions: tuple[str, ...], h: int, w: int, device: str
 ) -> _ScanTables:
-    # The cache outlives an enclosing inference mode, whose tensors could not
-    # be used for training later.
-    with torch.inference_mode(False):
+    with lasting_tensors():
         orders = [scan_order(name, h, w, device=device) for name in directions]
         moves = [move_rows(order, (h, w)) for order in orders]
         return _ScanTables(torch.stack(orders).int(), torch.stack(moves))

@@ -12,7 +12,7 @@ from typing import Callable, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from ..order_tables import TensorCache, visited_tokens
+from ..order_tables import TensorCache, lasting_tensors, visited_tokens
 from .problem import ScanProblem
 
 _tables = TensorCache()
@@ -101,7 +101,7 @@ def _make_table(visits: Tensor) -> _Table:
 def _table_of_reverse(
     length: int, reverse: tuple[bool, ...], device: torch.device
 ) -> _Table:
-    with torch.inference_mode(False):
+    with lasting_tensors():
         steps = torch.arange(length, device=device)
         rows = [steps.flip(0) if back else steps for back in reverse]
         return _make_table(torch.stack(rows))
