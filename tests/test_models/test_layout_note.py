@@ -92,6 +92,32 @@ def test_other_contradictions_are_refused():
         MODELS.build(other).load_state_dict(state)
 
 
+@pytest.mark.parametrize('alone', [False, True])
+@pytest.mark.parametrize('family', ['plainmamba', 'vim', 'videomamba'])
+@pytest.mark.parametrize('sides', [(4, 16), (6, 10)])
+def test_grids_that_are_no_squares_are_noted(tmp_path, family, sides, alone):
+    """Grids of 2x32 tokens, and others of as many or not as many."""
+    model = build(classifier(family, img_size=(8, 128)))
+    path = str(tmp_path / 'x.pth')
+    part = model.backbone if alone else model
+    torch.save(part.state_dict(), path)
+    config = classifier(family, img_size=[4 * side for side in sides])
+    started = dict(config['backbone'])
+    started['init_cfg'] = dict(type='Pretrained', checkpoint=path)
+    copies = [MODELS.build(config).eval() for _ in range(3)]
+    copies[0].backbone = MODELS.build(started).eval()
+    copies[0].backbone.init_weights()
+    load_checkpoint(copies[1], path)
+    own = copies[2].backbone if alone else copies[2]
+    own.load_state_dict(part.state_dict())
+    images = torch.randn(2, 3, 4 * sides[0], 4 * sides[1])
+    expected = model.backbone(images)[0]
+    for copy_ in copies:
+        torch.testing.assert_close(
+            copy_.backbone(images)[0], expected, rtol=1e-4, atol=1e-5
+        )
+
+
 def test_the_note_survives_a_run_with_ema(tmp_path):
     config = classifier('vim', img_size=16)
     hook = dict(type='EMAHook', momentum=0.1)

@@ -75,6 +75,30 @@ def find_tensors(
     return unwrap_state_dict(source.content, source.path or 'file', ema)
 
 
+def name_as_classifier(
+    state_dict: Mapping[str, Tensor], renamed: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Names an official state dict's tensors as an mmpretrain classifier's.
+
+    Args:
+        state_dict (Mapping[str, Tensor]): The state dict.
+        renamed (Mapping[str, str]): New beginnings of names by old ones;
+            all other names get ``backbone.`` in front.
+
+    Returns:
+        dict[str, Tensor]: The same tensors under new names.
+    """
+    converted = {}
+    for key, value in state_dict.items():
+        for old, new in renamed.items():
+            if key.startswith(old):
+                converted[new + key[len(old) :]] = value
+                break
+        else:
+            converted[f'{_BACKBONE}{key}'] = value
+    return converted
+
+
 def to_classifier_names(
     backbone: 'MambaBackbone',
     state_dict: 'OrderedDict[str, Tensor]',
@@ -297,7 +321,8 @@ def filter_classifier_state(
         tensors = find_tensors(backbone, source)
         tensors = to_classifier_names(backbone, tensors, source)
         # The caller looks for the note of a backbone alone elsewhere.
-        note = tensors._metadata.get(_BACKBONE[:-1], {}).get(NOTE, {})
+        content._metadata = tensors._metadata
+        note = content._metadata.get(_BACKBONE[:-1], {}).get(NOTE, {})
         check_layout(backbone, note, source)
         state_dict.clear()
         state_dict.update(tensors)
@@ -311,7 +336,8 @@ def filter_classifier_state(
         for key in list(state_dict)
         if key.startswith(own)
     }
-    part, fresh = settle(backbone, fit(backbone, part, {}), source)
+    notes = strip_prefix(content, own)._metadata
+    part, fresh = settle(backbone, fit(backbone, part, notes), source)
     check_match(backbone, part, source, fresh)
     state_dict.update((f'{own}{key}', value) for key, value in part.items())
 

@@ -90,8 +90,12 @@ class Source:
 def note_layout(
     backbone: 'MambaBackbone', state_dict: dict, prefix: str, metadata: dict
 ) -> None:
-    """Notes the backbone's layout in its part of the ``_metadata``."""
-    metadata[NOTE] = _plain(backbone.layout)
+    """Notes the backbone's layout in its part of the ``_metadata``.
+
+    With it goes the patch grid, which may be another where it is loaded.
+    """
+    grid = backbone.patch_embed.init_out_size
+    metadata[NOTE] = _plain({**backbone.layout, 'grid': grid})
 
 
 def check_layout(

@@ -344,10 +344,11 @@ def test_loading_keeps_a_fitting_position_embedding():
     assert net.pos_embed.equal(source.pos_embed)
 
 
-def test_loading_refuses_a_grid_that_is_no_square():
+def test_loading_refuses_an_unknown_grid_that_is_no_square():
     source = backbone(img_size=(8, 24))
+    without_note = dict(source.state_dict())
     with pytest.raises(RuntimeError, match='size mismatch for pos_embed'):
-        backbone().load_state_dict(source.state_dict())
+        backbone().load_state_dict(without_note)
 
 
 def test_state_dict_round_trip():

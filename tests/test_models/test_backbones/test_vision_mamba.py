@@ -147,7 +147,6 @@ def test_state_dict_of_tiny_is_the_official_one():
         model = MODELS.build(classifier('tiny'))
     state = {k: list(v.shape) for k, v in model.state_dict().items()}
     assert state == convert_vim_state_dict(expected)
-    assert state == convert_vim_state_dict(dict(model=expected))
 
 
 def test_start_values_are_the_official_ones():

@@ -19,11 +19,13 @@ from torch import nn
 from transmamba_mm.distill.recorders import DirectionTapsRecorder
 from transmamba_mm.models import VisionMamba
 from transmamba_mm.models.class_tokens import join_class_tokens
+from transmamba_mm.models.official import CheckpointError
 from transmamba_mm.ops import invert_order, reorder
 
 # float32 noise of one small forward pass, relative to values near one.
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 ROPES = (True, 'residual')
+WITH_FFN = dict(embed_dims=16, num_layers=3, ffn_ratio=2)
 
 
 def backbone(seed=0, **kwargs):
@@ -116,6 +118,8 @@ def test_span_of_rope():
     near, far = (backbone(rope=True, rope_span=s) for s in (1, 14))
     assert not near(images(16, 16))[0].equal(far(images(16, 16))[0])
     assert far.rope.span == 14
+    with pytest.raises(CheckpointError, match='rope_span is 14 there and 1'):
+        near.load_state_dict(far.state_dict())
 
 
 # ------------------------------------------------ one direction, positions
@@ -127,7 +131,6 @@ def test_one_direction_sees_no_later_token(class_token):
         mixer_cfg=dict(bimamba_type='none'), class_token=class_token
     )
     assert net.directions == ('raster',)
-    assert VisionMamba.directions == ('raster', 'raster_reverse')
     names = {name for name, _ in net.named_parameters()}
     assert not any('_b.' in n or n.endswith(('A_b_log', 'D_b')) for n in names)
     x = images(16, 16)
@@ -321,3 +324,37 @@ def test_layer_norm_overlap_and_layer_scale_together():
     assert net(images(16, 16))[0].shape == (2, 16, 7, 7)
     assert isinstance(net.norm_f, nn.LayerNorm)
     assert net.layers[0].mixer.gamma.shape == (16,)
+
+
+# -------------------------------------------------------------------- FFN
+
+
+def test_ffn_is_pre_norm_with_residual():
+    block = backbone(arch=WITH_FFN).layers[1]
+    block.mixer.out_proj.weight.data.zero_()
+    x = torch.randn(2, 7, 16)
+    first, second = block.ffn.layers[0][0], block.ffn.layers[1]
+    inner = torch.nn.functional.gelu(first(block.norm2(x)))
+    torch.testing.assert_close(block(x, (2, 3)), x + second(inner), **CLOSE)
+
+
+def test_start_values_with_an_ffn():
+    """Twice as many summands enter the residual stream."""
+    torch.manual_seed(0)
+    arch = dict(embed_dims=64, num_layers=8)
+    plain, wide = (
+        VisionMamba(arch=dict(arch, ffn_ratio=ratio)) for ratio in (0, 2)
+    )
+    for a, b in zip(plain.layers, wide.layers):
+        ratio = a.mixer.out_proj.weight.std() / b.mixer.out_proj.weight.std()
+        assert ratio.item() == pytest.approx(2**0.5, rel=0.1)
+        first, second = b.ffn.layers[0][0], b.ffn.layers[1]
+        assert first.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert second.weight.std().item() == pytest.approx(0.005, rel=0.1)
+        assert not first.bias.any() and not second.bias.any()
+
+
+def test_rope_with_an_ffn():
+    with pytest.raises(ValueError, match=r"rope='residual', or an arch"):
+        backbone(arch=WITH_FFN, rope=True)
+    assert backbone(arch=WITH_FFN, rope='residual').rope is not None

@@ -8,6 +8,7 @@ parameter. A new backbone subclasses it and states these as data.
 """
 
 import copy
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -29,8 +30,11 @@ from ..loading import filter_classifier_state, load_backbone
 from ..official import NOTE, OfficialFormat, check_layout, note_layout
 from ..scan_orders import scan_order
 
-# Parameters, by the start of their names, that precede the first layer.
-_EMBEDDINGS = ('pos_embed', 'temporal_pos_embedding', 'cls_token')
+#: The start that Transformers have from timm, as an ``init_cfg``.
+TRUNC_NORMAL_INIT = [
+    dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
+    dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
+]
 
 
 class MambaBackbone(BaseModule):
@@ -56,6 +60,8 @@ class MambaBackbone(BaseModule):
             :mod:`transmamba_mm.transfer.roles`; ``\\1`` in the role stands
             for the first group. Parameters without a role stay fresh.
         OUT_TYPES (tuple[str, ...]): Supported ``out_type`` values.
+        EMBEDDINGS (tuple[str, ...]): How names of the backbone's own
+            parameters start that precede the first layer.
         FINAL_NORM (str): Attribute of the norm after the last layer.
         ARCHS (dict[str, dict]): Presets by name.
         ARCH_OPTIONS (dict[str, Any]): Keys that an ``arch`` may leave out,
@@ -92,6 +98,7 @@ class MambaBackbone(BaseModule):
     num_extra_tokens: int = 0
     PARAM_ROLES: ClassVar[tuple[tuple[str, str], ...]] = ()
     OUT_TYPES: ClassVar[tuple[str, ...]] = ('raw', 'featmap', 'avg_featmap')
+    EMBEDDINGS: ClassVar[tuple[str, ...]] = ('pos_embed', 'cls_token')
     FINAL_NORM: ClassVar[str] = 'ln1'
     ARCHS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     ARCH_KEYS: ClassVar[tuple[str, ...]] = ('embed_dims', 'num_layers')
@@ -352,23 +359,34 @@ class MambaBackbone(BaseModule):
             return tokens.mT.unflatten(2, grid)
         return tokens.mean(dim=1)
 
-    def _fit_pos_embed(self, state_dict: dict, prefix: str, *args) -> None:
+    def _fit_pos_embed(
+        self, state_dict: dict, prefix: str, local_metadata: dict, *args
+    ) -> None:
         """Resizes a checkpoint's position embedding to this model's grid."""
         name = f'{prefix}pos_embed'
         own = getattr(self, 'pos_embed', None)
         loaded = state_dict.get(name)
-        if own is None or loaded is None or own.shape == loaded.shape:
+        if own is None or loaded is None:
             return
-        side = int((loaded.shape[1] - self.num_extra_tokens) ** 0.5)
-        if side * side + self.num_extra_tokens != loaded.shape[1]:
-            return  # not square: let the strict load report the shapes
-        grid = self.patch_embed.init_out_size
+        grid = tuple(self.patch_embed.init_out_size)
+        # A tensor may pass here twice; see `filter_classifier_state`.
+        source = getattr(loaded, 'fitted_grid', None)
+        source = source or local_metadata.get(NOTE, {}).get('grid')
+        if source is None:
+            side = int((loaded.shape[1] - self.num_extra_tokens) ** 0.5)
+            source = grid if own.shape == loaded.shape else (side, side)
+        if (
+            tuple(source) == grid
+            or math.prod(source) + self.num_extra_tokens != loaded.shape[1]
+        ):
+            return  # let the strict load report the shapes, if they differ
         print_log(
-            f'resize {name} from {side}x{side} to '
+            f'resize {name} from {"x".join(map(str, source))} to '
             f'{"x".join(map(str, grid))} tokens',
             logger='current',
         )
-        state_dict[name] = self._resize_positions(loaded, (side, side), grid)
+        state_dict[name] = self._resize_positions(loaded, source, grid)
+        state_dict[name].fitted_grid = grid
 
     def _resize_positions(
         self, positions: Tensor, source: Grid, target: Grid
@@ -404,7 +422,7 @@ class MambaBackbone(BaseModule):
                 module.eval()
                 module.requires_grad_(False)
         for name, parameter in self.named_parameters(recurse=False):
-            if name.startswith(_EMBEDDINGS):
+            if name.startswith(self.EMBEDDINGS):
                 parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'MambaBackbone':
@@ -436,7 +454,7 @@ class MambaBackbone(BaseModule):
         if not param_name.startswith(prefix):
             return depths - 1, depths
         name = param_name[len(prefix) :]
-        if name.startswith((*_EMBEDDINGS, 'patch_embed')):
+        if name.startswith((*self.EMBEDDINGS, 'patch_embed')):
             return 0, depths
         if name.startswith('layers.'):
             return int(name.split('.')[1]) + 1, depths

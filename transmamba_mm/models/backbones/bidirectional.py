@@ -7,54 +7,23 @@ backward, and a norm.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, Optional, Union
 
 import torch
 from mmcv.cnn.bricks import DropPath
-from mmcv.cnn.bricks.transformer import FFN
 from mmengine.model import BaseModule, ModuleList
 from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
 
 from ..class_tokens import join_class_tokens, split_class_tokens
-from ..layers import BidirectionalMixer, DirectionTaps
+from ..layers import FFN, BidirectionalMixer, DirectionTaps
+from ..layers.precision import widened
 from ..layers.taps import Grid
 from .base import MambaBackbone
 
 #: Maps tokens (B, L, C) to rotated ones.
 Rotation = Callable[[Tensor], Tensor]
-
-
-def unwrap_state_dict(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict of an official file, alone or under a name there."""
-    for wrapper in ('model', 'module'):
-        state_dict = state_dict.get(wrapper, state_dict)
-    return state_dict
-
-
-def name_as_classifier(
-    state_dict: Mapping[str, Any], renamed: Mapping[str, str]
-) -> dict[str, Tensor]:
-    """Names an official state dict's tensors as an mmpretrain classifier's.
-
-    Args:
-        state_dict (Mapping[str, Any]): The state dict.
-        renamed (Mapping[str, str]): New beginnings of names by old ones;
-            all other names get ``backbone.`` in front.
-
-    Returns:
-        dict[str, Tensor]: The same tensors under new names.
-    """
-    converted = {}
-    for key, value in state_dict.items():
-        for old, new in renamed.items():
-            if key.startswith(old):
-                converted[new + key[len(old) :]] = value
-                break
-        else:
-            converted[f'backbone.{key}'] = value
-    return converted
 
 
 class BidirectionalBlock(BaseModule):
@@ -65,7 +34,6 @@ class BidirectionalBlock(BaseModule):
 
     Args:
         embed_dims (int): Token width.
-        directions (Sequence[str]): Scan orders of the mixer.
         mixer_cfg (dict): Further arguments of :class:`BidirectionalMixer`.
         norm_cfg (dict): Norm before the mixer and before the FFN.
         drop_path_rate (float): Stochastic depth rate.
@@ -76,7 +44,6 @@ class BidirectionalBlock(BaseModule):
     def __init__(
         self,
         embed_dims: int,
-        directions: Sequence[str],
         mixer_cfg: dict,
         norm_cfg: dict,
         drop_path_rate: float,
@@ -84,17 +51,12 @@ class BidirectionalBlock(BaseModule):
     ) -> None:
         super().__init__()
         self.norm = build_norm_layer(norm_cfg, embed_dims)
-        self.mixer = BidirectionalMixer(embed_dims, directions, **mixer_cfg)
+        self.mixer = BidirectionalMixer(embed_dims, **mixer_cfg)
         self.drop_path = DropPath(drop_path_rate)
         self.norm2 = self.ffn = None
         if ffn_ratio:
             self.norm2 = build_norm_layer(norm_cfg, embed_dims)
-            self.ffn = FFN(
-                embed_dims,
-                int(ffn_ratio * embed_dims),
-                act_cfg=dict(type='GELU'),
-                dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
-            )
+            self.ffn = FFN(embed_dims, ffn_ratio, drop_path_rate)
 
     def forward(
         self, x: Tensor, grid: Grid, rotate: Optional[Rotation] = None
@@ -199,8 +161,6 @@ class BidirectionalBackbone(MambaBackbone):
         (r'norm_f\.(weight|bias)', r'final_norm.\1'),
     )
 
-    directions = ('raster', 'raster_reverse')
-
     def __init__(
         self,
         arch: Union[str, dict],
@@ -228,8 +188,6 @@ class BidirectionalBackbone(MambaBackbone):
         self.residual_in_fp32 = residual_in_fp32
         self.out_indices = self._resolve_out_indices()
         mixer_cfg = {'expand': arch['expand'], **(mixer_cfg or {})}
-        if mixer_cfg.get('bimamba_type') == 'none':
-            self.directions = self.directions[:1]
 
         self.patch_embed = patch_embed(embed_dims=dims)
         h, w = self.patch_embed.init_out_size
@@ -250,7 +208,6 @@ class BidirectionalBackbone(MambaBackbone):
         self.layers = ModuleList(
             BidirectionalBlock(
                 dims,
-                self.directions,
                 mixer_cfg,
                 norm_cfg,
                 rate,
@@ -258,6 +215,7 @@ class BidirectionalBackbone(MambaBackbone):
             )
             for rate in rates
         )
+        self.directions = self.layers[0].mixer.directions
         self.norm_f = build_norm_layer(norm_cfg, dims) if final_norm else None
         # Outputs of earlier layers have a norm of their own; the last
         # layer's is `norm_f`.
@@ -273,13 +231,17 @@ class BidirectionalBackbone(MambaBackbone):
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for layer in self.layers:
-            # As many summands enter the residual stream.
-            layer.mixer.out_proj.weight.div_(math.sqrt(len(self.layers)))
+            outputs = [layer.mixer.out_proj]
             if layer.ffn is not None:
                 for module in layer.ffn.modules():
                     if isinstance(module, nn.Linear):
                         nn.init.trunc_normal_(module.weight, std=0.02)
                         nn.init.zeros_(module.bias)
+                outputs.append(layer.ffn.layers[1])
+            # As many summands enter the residual stream.
+            summands = len(outputs) * len(self.layers)
+            for module in outputs:
+                module.weight.div_(math.sqrt(summands))
 
     def _check_class_token(self, class_token: str) -> None:
         if class_token not in self.CLASS_TOKENS:
@@ -366,7 +328,7 @@ class BidirectionalBackbone(MambaBackbone):
         if positions is not None:
             x = self.drop_after_pos(x + positions)
         if self.residual_in_fp32:
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            x = widened(x)
         return x, grid
 
     def _run_layer(self, index: int, x: Tensor, grid: Grid) -> Tensor:

@@ -16,15 +16,15 @@ from typing import ClassVar, Optional, Union
 
 import torch
 from mmcv.cnn.bricks import DropPath
-from mmcv.cnn.bricks.transformer import FFN, PatchEmbed
+from mmcv.cnn.bricks.transformer import PatchEmbed
 from mmengine.model import BaseModule, ModuleList
 from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
 
 from transmamba_mm.registry import MODELS
 
-from ..layers import ConvPatchEmbed, DirectionTaps, PlainMambaMixer
-from .base import MambaBackbone
+from ..layers import FFN, ConvPatchEmbed, DirectionTaps, PlainMambaMixer
+from .base import TRUNC_NORMAL_INIT, MambaBackbone
 
 
 class PlainMambaLayer(BaseModule):
@@ -60,13 +60,7 @@ class PlainMambaLayer(BaseModule):
         self.norm2 = self.ffn = self.dw = None
         if ffn_ratio:
             self.norm2 = build_norm_layer(norm_cfg, embed_dims)
-            self.ffn = FFN(
-                embed_dims,
-                int(ffn_ratio * embed_dims),
-                act_cfg=dict(type='GELU'),
-                ffn_drop=drop_rate,
-                dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
-            )
+            self.ffn = FFN(embed_dims, ffn_ratio, drop_path_rate, drop_rate)
         if with_dwconv:
             self.dw = nn.Sequential(
                 nn.Conv2d(
@@ -217,10 +211,7 @@ class PlainMamba(MambaBackbone):
         init_cfg: Union[dict, list[dict], None] = None,
     ) -> None:
         if init_cfg is None:
-            init_cfg = [
-                dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
-                dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
-            ]
+            init_cfg = TRUNC_NORMAL_INIT
         super().__init__(
             out_indices,
             out_type,
@@ -234,13 +225,6 @@ class PlainMamba(MambaBackbone):
         self.embed_dims = dims
         self.layer_dims = (dims,) * depth
         self.directions = tuple(directions)
-        if not directions or len(set(directions)) < len(directions):
-            raise ValueError(
-                f'directions must name at least one scan order, each once, '
-                f'got {directions}'
-            )
-        for direction in self.directions:
-            self.scan_order(direction, 1, 1)  # an unknown name fails here
         self.out_indices = self._resolve_out_indices()
 
         if stem == 'conv':

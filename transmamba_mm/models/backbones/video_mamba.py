@@ -18,7 +18,7 @@ retrieval variant (``PretrainVideoMamba``) does beyond the others is here
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Optional, Union
+from typing import ClassVar, NamedTuple, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -30,17 +30,14 @@ from transmamba_mm.registry import MODELS
 from ..class_tokens import join_class_tokens, split_class_tokens
 from ..layers import OverlapPatchEmbed, TubeletPatchEmbed
 from ..layers.taps import Grid
+from ..loading import name_as_classifier
 from ..official import OfficialFormat
 from ..token_mask import keep_tokens
-from .bidirectional import (
-    BidirectionalBackbone,
-    name_as_classifier,
-    unwrap_state_dict,
-)
+from .bidirectional import BidirectionalBackbone
 
 
 def convert_videomamba_state_dict(
-    state_dict: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Names an official checkpoint's tensors as an mmpretrain classifier's.
 
@@ -50,14 +47,12 @@ def convert_videomamba_state_dict(
     whole retrieval model the vision encoder is taken.
 
     Args:
-        state_dict (Mapping[str, Any]): What an official file holds: a state
-            dict, alone or under ``'model'`` or ``'module'``.
+        state_dict (Mapping[str, Tensor]): The tensors of an official file.
 
     Returns:
         dict[str, Tensor]: The same tensors under ``backbone.``,
         ``head.fc.`` and ``neck.``.
     """
-    state_dict = unwrap_state_dict(state_dict)
     encoder = 'vision_encoder.'
     if any(key.startswith(encoder) for key in state_dict):
         state_dict = {
@@ -178,6 +173,7 @@ class VideoMamba(BidirectionalBackbone):
     OUT_TYPES = ('raw', 'featmap', 'avg_featmap', 'cls_token', 'pooled')
     POOL_TYPES = ('cls', 'avg', 'cls+avg', 'cls_cat_avg')
 
+    EMBEDDINGS = (*BidirectionalBackbone.EMBEDDINGS, 'temporal_pos_embedding')
     FAMILY = 'videomamba'
     OFFICIAL = OfficialFormat(
         names=('videomamba_',),

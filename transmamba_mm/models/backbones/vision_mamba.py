@@ -28,35 +28,31 @@ from transmamba_mm.registry import MODELS
 from ..class_tokens import split_class_tokens
 from ..layers import OverlapPatchEmbed, RotaryPositions
 from ..layers.taps import Grid
+from ..loading import name_as_classifier
 from ..official import OfficialFormat
-from .bidirectional import (
-    BidirectionalBackbone,
-    name_as_classifier,
-    unwrap_state_dict,
-)
+from .bidirectional import BidirectionalBackbone
 
 # A standard normal distribution, cut off at two standard deviations, has
 # this standard deviation.
 _TRUNCATED_STD = 0.87962566103423978
 
 
-def convert_vim_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+def convert_vim_state_dict(
+    state_dict: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
     """Names an official checkpoint's tensors as an mmpretrain classifier's.
 
     The classifier is an ``ImageClassifier`` of a :class:`VisionMamba` and a
     ``LinearClsHead``.
 
     Args:
-        state_dict (Mapping[str, Any]): What an official file holds: a state
-            dict, alone or under ``'model'``.
+        state_dict (Mapping[str, Tensor]): The tensors of an official file.
 
     Returns:
         dict[str, Tensor]: The same tensors under ``backbone.`` and
         ``head.fc.``.
     """
-    return name_as_classifier(
-        unwrap_state_dict(state_dict), {'head.': 'head.fc.'}
-    )
+    return name_as_classifier(state_dict, {'head.': 'head.fc.'})
 
 
 @MODELS.register_module()
@@ -224,7 +220,7 @@ class VisionMamba(BidirectionalBackbone):
             with_cp=with_cp,
             init_cfg=init_cfg,
         )
-        self._check_rope(rope, class_token)
+        self._check_rope(rope)
         self.rope_residual = rope == 'residual'
         self.rope = (
             RotaryPositions(
@@ -241,18 +237,26 @@ class VisionMamba(BidirectionalBackbone):
         """See :attr:`MambaBackbone.layout`."""
         if self.rope is None:
             return super().layout
-        return {**super().layout, 'rope_residual': self.rope_residual}
+        return {
+            **super().layout,
+            'rope_residual': self.rope_residual,
+            'rope_span': self.rope.span,
+        }
 
-    @staticmethod
-    def _check_rope(rope: Union[bool, str], class_token: str) -> None:
+    def _check_rope(self, rope: Union[bool, str]) -> None:
         if rope not in (True, False, 'residual'):
             raise ValueError(
                 f"rope must be True, False or 'residual', got {rope!r}"
             )
-        if rope and class_token == 'double':
+        if rope and self.class_token == 'double':
             raise ValueError(
                 "rope does not say how to rotate class_token='double': use "
                 "class_token='head', 'middle' or 'none'"
+            )
+        if rope is True and self.layers[0].ffn is not None:
+            raise ValueError(
+                "rope=True rotates a mixer's output and does not say what of "
+                "an FFN's: use rope='residual', or an arch without ffn_ratio"
             )
 
     @torch.no_grad()

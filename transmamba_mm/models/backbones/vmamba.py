@@ -35,7 +35,7 @@ from ..layers.vmamba_blocks import (
     build_downsample,
 )
 from ..official import OfficialFormat
-from .base import MambaBackbone
+from .base import TRUNC_NORMAL_INIT, MambaBackbone
 from .vmamba_state_dict import convert_vmamba_state_dict
 
 # Keys of an arch that CrossScanMixer knows by the same name.
@@ -232,10 +232,7 @@ class VMamba(MambaBackbone):
         init_cfg: Union[dict, list[dict], None] = None,
     ) -> None:
         if init_cfg is None:
-            init_cfg = [
-                dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
-                dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
-            ]
+            init_cfg = TRUNC_NORMAL_INIT
         super().__init__(
             out_indices,
             out_type,

@@ -3,9 +3,10 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
+
+from ..loading import name_as_classifier
 
 # Names of the first release, and what the later ones call the same.
 _OLD_NAMES = (
@@ -22,7 +23,7 @@ _MERGE = r'^(layers\.\d+\.downsample)\.([12])\.'
 
 
 def convert_vmamba_state_dict(
-    state_dict: Mapping[str, Any], ema: bool = True
+    state_dict: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Names an official checkpoint's tensors as an mmpretrain classifier's.
 
@@ -33,20 +34,12 @@ def convert_vmamba_state_dict(
     version, and detection backbones with ``outnorm<stage>``.
 
     Args:
-        state_dict (Mapping[str, Any]): What an official file holds: a state
-            dict, alone or under ``'model'`` and ``'model_ema'``.
-        ema (bool): Take ``'model_ema'`` where there is one, whose accuracy is
-            the reported one. Defaults to True.
+        state_dict (Mapping[str, Tensor]): The tensors of an official file.
 
     Returns:
         dict[str, Tensor]: The same tensors under ``backbone.`` and
         ``head.fc.``, in the same order.
     """
-    names = ('model_ema', 'model') if ema else ('model', 'model_ema')
-    for name in names:
-        if isinstance(state_dict.get(name), Mapping):
-            state_dict = state_dict[name]
-            break
     renamed = {}
     for key, value in state_dict.items():
         for old, new in _OLD_NAMES:
@@ -58,11 +51,6 @@ def convert_vmamba_state_dict(
         renamed[key] = value
     stages = [re.match(r'layers\.(\d+)\.', key) for key in renamed]
     last = max((int(match[1]) for match in stages if match), default=-1)
-    prefixes = {
-        'classifier.norm.': 'backbone.norm.',
-        f'outnorm{last}.': 'backbone.norm.',
-        'classifier.head.': 'head.fc.',
-    }
     converted = {}
     for key, value in renamed.items():
         key, value = _ungroup(key, value, renamed)
@@ -70,14 +58,15 @@ def convert_vmamba_state_dict(
             value = value.flatten(2).mT
         elif value.dim() == 4 and re.search(_LINEAR, key):
             value = value.flatten(1)
-        for prefix, new in prefixes.items():
-            if key.startswith(prefix):
-                key = new + key[len(prefix) :]
-                break
-        else:
-            key = f'backbone.{key}'
         converted[key] = value
-    return converted
+    return name_as_classifier(
+        converted,
+        {
+            'classifier.norm.': 'backbone.norm.',
+            f'outnorm{last}.': 'backbone.norm.',
+            'classifier.head.': 'head.fc.',
+        },
+    )
 
 
 def _ungroup(

@@ -2,6 +2,7 @@
 from .bidirectional_mixer import BidirectionalMixer
 from .cross_scan_mixer import CrossScanMixer
 from .directional_mixer import DirectionalMixer
+from .ffn import FFN
 from .linear import Linear
 from .norm import RMSNorm
 from .patch_embed import ConvPatchEmbed, OverlapPatchEmbed, TubeletPatchEmbed
@@ -10,6 +11,7 @@ from .rope import RotaryPositions
 from .taps import DirectionTap, DirectionTaps
 
 __all__ = [
+    'FFN',
     'BidirectionalMixer',
     'ConvPatchEmbed',
     'CrossScanMixer',

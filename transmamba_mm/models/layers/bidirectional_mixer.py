@@ -6,7 +6,6 @@ Parameters have the names of the released checkpoints, in which ``_b`` marks
 the backward direction.
 """
 
-from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -21,7 +20,8 @@ from transmamba_mm.ops import (
 
 from .directional_mixer import DirectionalMixer
 from .linear import Linear
-from .ssm_init import decay_rates, init_step_sizes, widened
+from .precision import widened
+from .ssm_init import decay_rates, init_step_sizes
 from .taps import Grid
 
 
@@ -35,9 +35,6 @@ class BidirectionalMixer(DirectionalMixer):
 
     Args:
         embed_dims (int): Token width ``d_model``.
-        directions (Sequence[str]): Names of the forward and, unless
-            ``bimamba_type`` is ``'none'``, of the backward direction.
-            Defaults to ``('raster', 'raster_reverse')``.
         bimamba_type (str): ``'none'``, ``'v1'`` or ``'v2'``. Defaults to
             ``'v2'``.
         d_state (int): State size N. Defaults to 16.
@@ -58,14 +55,12 @@ class BidirectionalMixer(DirectionalMixer):
             none. Defaults to 0.
 
     Raises:
-        ValueError: If ``bimamba_type`` or the number of ``directions`` is
-            not supported.
+        ValueError: If ``bimamba_type`` or a size is not supported.
     """
 
     def __init__(
         self,
         embed_dims: int,
-        directions: Sequence[str] = ('raster', 'raster_reverse'),
         bimamba_type: str = 'v2',
         d_state: int = 16,
         d_conv: int = 4,
@@ -78,21 +73,17 @@ class BidirectionalMixer(DirectionalMixer):
         divide_out: bool = True,
         layer_scale: float = 0.0,
     ) -> None:
-        super().__init__(
-            embed_dims, directions, d_state, expand, dt_rank, bias
-        )
         if bimamba_type not in ('none', 'v1', 'v2'):
             raise ValueError(
                 f"bimamba_type must be 'none', 'v1' or 'v2', got "
                 f'{bimamba_type!r}'
             )
-        expected = ('forward', 'the backward')
-        expected = expected[: 1 if bimamba_type == 'none' else 2]
-        if len(directions) != len(expected):
-            raise ValueError(
-                f'directions must name the {" and ".join(expected)} '
-                f'direction, got {directions}'
-            )
+        directions = ('raster', 'raster_reverse')
+        if bimamba_type == 'none':
+            directions = directions[:1]
+        super().__init__(
+            embed_dims, directions, d_state, expand, dt_rank, bias
+        )
         self.bimamba_type = bimamba_type
         self.divide_out = divide_out and bimamba_type == 'v2'
         self._add_direction('', d_conv, conv_bias)

@@ -25,7 +25,8 @@ from transmamba_mm.ops.order_tables import lasting_tensors
 
 from ..scan_orders import scan_order
 from .directional_mixer import DirectionalMixer
-from .ssm_init import decay_rates, step_size_bias, widened
+from .precision import widened
+from .ssm_init import decay_rates, step_size_bias
 from .taps import Grid
 
 _ACTIVATIONS = {
@@ -195,13 +196,6 @@ class CrossScanMixer(DirectionalMixer):
         super().__init__(
             embed_dims, directions, d_state, expand, dt_rank, bias, gated
         )
-        if not directions or len(set(directions)) < len(directions):
-            raise ValueError(
-                f'directions must name at least one scan order, each once '
-                f"(a second one is called e.g. 'raster:2'), got {directions}"
-            )
-        for direction in directions:
-            scan_order(direction, 1, 1)  # an unknown name fails here
         if conv_size > 1 and conv_size % 2 == 0:
             raise ValueError(f'conv_size must be odd, got {conv_size}')
         self.gated, self.gate_act = gated, gate_act

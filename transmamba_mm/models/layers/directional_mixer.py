@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from transmamba_mm.ops import linear
 
+from ..scan_orders import scan_order
 from .linear import Linear
 from .taps import DirectionTaps, Grid
 
@@ -29,7 +30,8 @@ class DirectionalMixer(nn.Module, ABC):
 
     Args:
         embed_dims (int): Token width ``d_model``.
-        directions (Sequence[str]): Names of the scan directions.
+        directions (Sequence[str]): Registered scan orders. A name may return
+            with a suffix, ``('raster', 'raster:2')``.
         d_state (int): State size N.
         expand (float): ``d_inner = int(expand * d_model)``.
         dt_rank (int, optional): Rank of the step-size projection. None means
@@ -39,7 +41,9 @@ class DirectionalMixer(nn.Module, ABC):
             True.
 
     Raises:
-        ValueError: If ``d_state``, ``expand`` or ``dt_rank`` is too small.
+        KeyError: If a direction is no registered scan order.
+        ValueError: If ``directions`` is empty or names one twice, or
+            ``d_state``, ``expand`` or ``dt_rank`` is too small.
     """
 
     def __init__(
@@ -55,6 +59,13 @@ class DirectionalMixer(nn.Module, ABC):
         super().__init__()
         self.embed_dims = embed_dims
         self.directions = tuple(directions)
+        if not directions or len(set(directions)) < len(directions):
+            raise ValueError(
+                f'directions must name at least one scan order, each once '
+                f"(a second one is called e.g. 'raster:2'), got {directions}"
+            )
+        for direction in self.directions:
+            scan_order(direction, 1, 1)  # an unknown name fails here
         self.d_inner = int(expand * embed_dims)
         self.d_state = d_state
         if dt_rank is None:

@@ -25,7 +25,8 @@ from transmamba_mm.ops.order_tables import lasting_tensors
 from ..scan_orders import scan_order
 from .directional_mixer import DirectionalMixer
 from .linear import Linear
-from .ssm_init import decay_rates, init_step_sizes, widened
+from .precision import widened
+from .ssm_init import decay_rates, init_step_sizes
 from .taps import Grid
 
 # Rows of `direction_Bs`, by the move (rows, columns) that led to a step. The

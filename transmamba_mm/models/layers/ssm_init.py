@@ -66,8 +66,3 @@ def step_size_bias(
     dt.clamp_(min=dt_floor)
     # The inverse of softplus, so that the first steps are `dt`.
     return dt + torch.log(-torch.expm1(-dt))
-
-
-def widened(parameter: Tensor) -> Tensor:
-    """``parameter`` in float32 at least, whatever the module's dtype is."""
-    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))

@@ -1,0 +1,34 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""The FFN of a Transformer block, for the students that have one."""
+
+from mmcv.cnn.bricks.transformer import FFN as _FFN
+
+from .linear import Linear
+
+
+class FFN(_FFN):
+    """mmcv's ``FFN`` with GELU, on our faster :class:`Linear`.
+
+    Args:
+        embed_dims (int): Token width.
+        ratio (float): Hidden width over ``embed_dims``.
+        drop_path_rate (float): Stochastic depth rate. Defaults to 0.
+        drop_rate (float): Dropout after both layers. Defaults to 0.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        ratio: float,
+        drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__(
+            embed_dims,
+            int(ratio * embed_dims),
+            act_cfg=dict(type='GELU'),
+            ffn_drop=drop_rate,
+            dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
+        )
+        self.layers[0][0] = Linear.sharing(self.layers[0][0])
+        self.layers[1] = Linear.sharing(self.layers[1])
