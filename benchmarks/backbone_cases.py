@@ -2,7 +2,6 @@
 """The backbones that are measured, and how a model is timed."""
 
 import fnmatch
-from collections.abc import Iterator
 from typing import Callable
 
 import common
@@ -17,21 +16,11 @@ DEIT_TINY = 'deit_tiny_patch16_224'
 MODES = ('inference', 'training')
 
 
-def families(
-    base: type[MambaBackbone] = MambaBackbone,
-) -> Iterator[type[MambaBackbone]]:
-    """Yield every subclass that has presets."""
-    for family in base.__subclasses__():
-        if family.ARCHS and family.__module__.startswith('transmamba_mm.'):
-            yield family
-        yield from families(family)
-
-
 def presets(globs: list[str]) -> dict[str, tuple[type, str]]:
     """Name -> (class, preset) of those whose name matches a pattern."""
     found = {
         f'{family.__name__}/{preset}': (family, preset)
-        for family in sorted(set(families()), key=lambda x: x.__name__)
+        for family in MambaBackbone.families().values()
         for preset in family.ARCHS
     }
     return {

@@ -105,6 +105,7 @@ def main() -> None:
     """Test."""
     args = parse_args()
     cfg = cli.load_config(args)
+    cli.set_launcher(cfg, args)
     merge_args(cfg, args)
     runner = cli.build_runner(cfg)
     if args.out is not None and args.out_item != 'metrics':

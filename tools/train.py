@@ -73,6 +73,7 @@ def main() -> None:
     """Train."""
     args = parse_args()
     cfg = cli.load_config(args)
+    cli.set_launcher(cfg, args)
     merge_args(cfg, args)
     cli.build_runner(cfg).train()
 

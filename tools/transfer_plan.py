@@ -11,8 +11,6 @@ Example::
 
 import argparse
 
-from mmengine.config import DictAction
-
 import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
 from transmamba_mm.apis import plan_transfer
 from transmamba_mm.utils import cli
@@ -32,15 +30,8 @@ def main() -> None:
         help='plan with a random teacher when its checkpoint is not at hand; '
         'the choice of channels is then not meaningful',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config',
-    )
+    cli.add_cfg_options(parser)
     args = parser.parse_args()
-    args.launcher, args.local_rank = 'none', 0
     cfg = cli.load_config(args)
     try:
         plan = plan_transfer(cfg, args.shapes_only)

@@ -12,7 +12,6 @@ Example::
 
 import argparse
 
-from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 
 import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
@@ -37,18 +36,11 @@ def main() -> None:
         help='height and width, with the number of frames before them for a '
         'video; one number means a square image; defaults to 224 224',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config',
-    )
+    cli.add_cfg_options(parser)
     args = parser.parse_args()
     if len(args.shape) > 3:
         raise cli.UsageError('--shape takes at most three numbers: T H W')
     size = args.shape * 2 if len(args.shape) == 1 else args.shape
-    args.launcher, args.local_rank = 'none', 0
     cfg = cli.load_config(args)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     model = MODELS.build(cfg.model)

@@ -3,8 +3,6 @@
 
 import argparse
 
-from mmengine.config import Config, DictAction
-
 import transmamba_mm  # noqa: F401  (makes mmrazor importable)
 from transmamba_mm.utils import cli
 
@@ -13,25 +11,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='settings to override',
-    )
+    cli.add_cfg_options(parser)
     return parser.parse_args(argv)
 
 
 def main() -> None:
     """Print."""
-    args = parse_args()
-    cli.check_local_file(args.config, 'config file')
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    cli.check_config_keys(cfg)
-    print(cfg.pretty_text)
+    print(cli.load_config(parse_args()).pretty_text)
 
 
 if __name__ == '__main__':

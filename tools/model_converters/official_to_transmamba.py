@@ -19,6 +19,7 @@ import pickle
 
 import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
 from transmamba_mm.apis import convert_official
+from transmamba_mm.models import MambaBackbone
 from transmamba_mm.utils import cli
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument(
         '--family',
         metavar='NAME',
-        help='plainmamba, vim, vmamba or videomamba: family of the '
+        help=f'{", ".join(MambaBackbone.families())}: family of the '
         'checkpoint, if nothing in the file says which',
     )
     parser.add_argument(

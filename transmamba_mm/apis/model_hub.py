@@ -9,8 +9,8 @@ Importing ``transmamba_mm`` is enough::
     list_models('*pmamba*')
     model = get_model('pmamba-tiny_8xb64-300e_cifar100')
 
-A name of ``configs/plain_mamba`` or ``configs/vim`` gives an
-``ImageClassifier``. A distillation config gives the whole
+The name of a plain training config gives an ``ImageClassifier``. A
+distillation config gives the whole
 :class:`~transmamba_mm.distill.TransMambaDistill`, because mmpretrain builds
 ``cfg.model`` as it is: calling it runs the student, ``model.student`` is the
 student alone, and the teacher has random weights, as its checkpoint is read

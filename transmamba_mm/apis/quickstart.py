@@ -168,8 +168,9 @@ def run_job(job: Job) -> Result:
         runner = Runner.from_cfg(_load_config(job))
         runner.register_hook(ReportEpoch(job))
         runner.train()
-    (scalars,) = Path(job.work_dir).glob('*/vis_data/scalars.json')
-    return read_result(job, scalars)
+    # Each run has a folder, named by its time; an older one may be there.
+    runs = sorted(Path(job.work_dir).glob('*/vis_data/scalars.json'))
+    return read_result(job, runs[-1])
 
 
 def read_result(job: Job, scalars: Path) -> Result:

@@ -24,6 +24,7 @@ from transmamba_mm.compat import prepare_cpu_launch
 
 __all__ = [
     'UsageError',
+    'add_cfg_options',
     'add_common_arguments',
     'build_runner',
     'check_config_keys',
@@ -32,6 +33,7 @@ __all__ = [
     'load_config',
     'run_main',
     'set_dataloader_defaults',
+    'set_launcher',
     'set_work_dir',
 ]
 
@@ -125,14 +127,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='do not pin memory in the data loaders',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config, e.g. model.alpha=0.3 '
-        'train_cfg.max_epochs=10; a list is written key="[a,b]" or key=a,b',
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -149,11 +144,27 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Read the config file and merge ``--cfg-options`` and ``--launcher``.
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options``, which :func:`load_config` merges.
 
     Args:
-        args (argparse.Namespace): Parsed arguments.
+        parser (argparse.ArgumentParser): The parser to add to.
+    """
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config, e.g. model.alpha=0.3 '
+        'train_cfg.max_epochs=10; a list is written key="[a,b]" or key=a,b',
+    )
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config file and merge ``--cfg-options``.
+
+    Args:
+        args (argparse.Namespace): Parsed arguments, with ``config``.
 
     Returns:
         Config: The config.
@@ -163,13 +174,22 @@ def load_config(args: argparse.Namespace) -> Config:
             a misspelt one.
     """
     check_local_file(args.config, 'config file')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     check_config_keys(cfg)
-    cfg.launcher = args.launcher
     return cfg
+
+
+def set_launcher(cfg: Config, args: argparse.Namespace) -> None:
+    """Tell MMEngine what started this process, and as which of a node.
+
+    Args:
+        cfg (Config): The config, modified in place.
+        args (argparse.Namespace): Parsed arguments.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.launcher = args.launcher
 
 
 def check_config_keys(keys: Iterable[str]) -> None:

@@ -302,10 +302,9 @@ class PlainMamba(MambaBackbone):
         outs = []
         for i, layer in enumerate(self.layers):
             x = self._run_block(layer, x, grid)
-            if i == last and self.ln1 is not None:
-                x = self.ln1(x)
             if i in self.out_indices:
                 norm = getattr(self, f'norm_layer{i}', None)
+                norm = self.ln1 if i == last else norm
                 out = x if norm is None else norm(x)
                 outs.append(self._format_output(out, grid))
         return tuple(outs)

@@ -29,7 +29,7 @@ from transmamba_mm.registry import MODELS
 
 from ..class_tokens import join_class_tokens, split_class_tokens
 from ..layers import OverlapPatchEmbed, TubeletPatchEmbed
-from ..layers.taps import Grid
+from ..layers.taps import Grid, active_taps
 from ..loading import name_as_classifier
 from ..official import OfficialFormat
 from ..token_mask import keep_tokens
@@ -42,9 +42,10 @@ def convert_videomamba_state_dict(
     """Names an official checkpoint's tensors as an mmpretrain classifier's.
 
     The classifier is an ``ImageClassifier`` of a :class:`VideoMamba` and a
-    ``LinearClsHead``. CLIP decoders of the retrieval variant become those of
-    a :class:`~transmamba_mm.models.necks.ClipDecoders` as its neck. Of a
-    whole retrieval model the vision encoder is taken.
+    ``LinearClsHead``. CLIP decoders of the retrieval variant are named as if
+    a :class:`~transmamba_mm.models.necks.ClipDecoders`, which reads what
+    :meth:`VideoMamba.encode` returns, were the ``neck``. Of a whole retrieval
+    model the vision encoder is taken.
 
     Args:
         state_dict (Mapping[str, Tensor]): The tensors of an official file.
@@ -433,7 +434,7 @@ class VideoMamba(BidirectionalBackbone):
         x, grid = self._embed(x, **kwargs)
         if mask is None:
             return x, grid
-        if any(taps.active(d) for taps in self.taps() for d in taps.out):
+        if active_taps(self):
             raise RuntimeError(
                 'the taps cannot be recorded while mask drops tokens: the '
                 'rest is no grid in scan order; record without mask'

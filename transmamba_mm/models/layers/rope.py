@@ -5,9 +5,13 @@ Source: Vim (arXiv 2401.09417), which took them from EVA-02 (arXiv
 2303.11331).
 """
 
+from functools import lru_cache
+
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
+
+from transmamba_mm.ops.order_tables import lasting_tensors
 
 from .taps import Grid
 
@@ -16,6 +20,34 @@ def _turn_pairs(x: Tensor) -> Tensor:
     """Turns each pair of channels (a, b) by 90 degrees, to (-b, a)."""
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((-b, a), dim=-1).flatten(-2)
+
+
+@lru_cache(maxsize=64)
+def _rotations(
+    embed_dims: int, span: float, grid: Grid, device: str
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (h*w, C) for a grid in raster order."""
+    with lasting_tensors():
+        half = embed_dims // 2
+        powers = torch.arange(0, half, 2, device=device).float() / half
+        speeds = (1.0 / 10000**powers).repeat_interleave(2)
+        rows, columns = (
+            (torch.arange(side, device=device) / side * span)[:, None] * speeds
+            for side in grid
+        )
+        h, w = grid
+        angles = torch.cat(
+            (
+                rows[:, None].expand(-1, w, -1),
+                columns[None].expand(h, -1, -1),
+            ),
+            dim=-1,
+        ).flatten(0, 1)
+        return angles.cos(), angles.sin()
+
+
+# torch.compile then calls it as it is; see `plain_mamba_mixer`.
+_rotations._dynamo_marked_constant = True
 
 
 class RotaryPositions(nn.Module):
@@ -53,29 +85,11 @@ class RotaryPositions(nn.Module):
         self.embed_dims = embed_dims
         self.grid = tuple(grid)
         self.span = span
-        angles = self._angles(self.grid)
-        self.register_buffer('freqs_cos', angles.cos())
-        self.register_buffer('freqs_sin', angles.sin())
+        device = str(torch.empty(0).device)  # that of `torch.device`
+        cos, sin = _rotations(embed_dims, span, self.grid, device)
+        self.register_buffer('freqs_cos', cos.clone())
+        self.register_buffer('freqs_sin', sin.clone())
         self._register_load_state_dict_pre_hook(self._keep_own_tables)
-
-    def _angles(self, grid: Grid, device: object = None) -> Tensor:
-        """Angles (h*w, C) of a grid in raster order."""
-        half = self.embed_dims // 2
-        powers = torch.arange(0, half, 2, device=device).float() / half
-        speeds = (1.0 / 10000**powers).repeat_interleave(2)
-        rows, columns = (
-            (torch.arange(side, device=device) / side * self.span)[:, None]
-            * speeds
-            for side in grid
-        )
-        h, w = grid
-        return torch.cat(
-            (
-                rows[:, None].expand(-1, w, -1),
-                columns[None].expand(h, -1, -1),
-            ),
-            dim=-1,
-        ).flatten(0, 1)
 
     def _keep_own_tables(self, state_dict: dict, prefix: str, *args) -> None:
         """Replaces a checkpoint's tables that are of another grid."""
@@ -94,8 +108,9 @@ class RotaryPositions(nn.Module):
         if tuple(grid) == self.grid:
             cos, sin = self.freqs_cos, self.freqs_sin
         else:
-            angles = self._angles(grid, x.device)
-            cos, sin = angles.cos(), angles.sin()
+            cos, sin = _rotations(
+                self.embed_dims, self.span, tuple(grid), str(x.device)
+            )
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         still = x.shape[1] - len(cos)
         kept, turned = x[:, :still], x[:, still:]
