@@ -46,6 +46,27 @@ def test_read_result_keeps_epochs_and_similarities(tmp_path):
     assert read.similarity == {'raster/layer00': [(5, 0.5)]}
 
 
+def test_a_folder_may_hold_an_older_run(tmp_path, monkeypatch):
+    class Runner:
+        finals = iter([40.0, 60.0])
+
+        def register_hook(self, hook):
+            pass
+
+        def train(self):
+            final = next(self.finals)
+            folder = tmp_path / f'20260101_0000{final:.0f}' / 'vis_data'
+            folder.mkdir(parents=True)
+            line = json.dumps({'accuracy/top1': final, 'step': 1})
+            (folder / 'scalars.json').write_text(line)
+
+    monkeypatch.setattr(quickstart.Runner, 'from_cfg', lambda cfg: Runner())
+    config = quickstart.config_dir() / 'quickstart' / 'deit_digits.py'
+    job = quickstart.Job('teacher', str(config), str(tmp_path), seed=0)
+    assert quickstart.run_job(job).final == 40.0
+    assert quickstart.run_job(job).final == 60.0
+
+
 def test_command_line_ends_with_json(tmp_path):
     done = subprocess.run(
         [

@@ -10,12 +10,11 @@ a new order is one function with ``@SCAN_ORDERS.register_module()``.
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from transmamba_mm.ops.order_tables import lasting_tensors
+from transmamba_mm.ops.caching import cached_tensors
 from transmamba_mm.registry import SCAN_ORDERS
 
 
@@ -102,12 +101,11 @@ def scan_order(name: str, *grid: int, device: str = 'cpu') -> Tensor:
         raise KeyError(
             f"unknown scan order '{name}'; registered: {', '.join(known)}"
         )
-    return _cached_order(fn, grid, device)
+    return _cached_order(fn, grid, device)[0]
 
 
-@lru_cache(maxsize=256)
+@cached_tensors(maxsize=256)
 def _cached_order(
     fn: Callable[..., Tensor], grid: tuple[int, ...], device: str
-) -> Tensor:
-    with lasting_tensors():
-        return fn(*grid).to(device)
+) -> tuple[Tensor]:
+    return (fn(*grid).to(device),)

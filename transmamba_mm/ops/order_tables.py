@@ -1,63 +1,12 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Checked token orders and what is derived from them, computed once."""
 
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
-
-@contextmanager
-def lasting_tensors() -> Iterator[None]:
-    """Makes tensors that may be kept, whatever is going on around.
-
-    An enclosing inference mode would make tensors that training cannot use
-    later, and the fake mode of ``torch.export`` tensors without values.
-    """
-    with torch.inference_mode(False), _disable_current_modes():
-        yield
-
-
-class TensorCache:
-    """Values computed from a tensor, kept while it lives and is unchanged.
-
-    Tensors are told apart by identity, and changes in place by the version
-    counter of autograd.
-    """
-
-    def __init__(self):
-        self._entries = {}
-
-    def get(self, tensor: Tensor, key: Any, make: Callable) -> Any:
-        """Return ``make(tensor)``, which was computed at most once.
-
-        Args:
-            tensor: what the value depends on.
-            key: what else it depends on.
-            make: function of the tensor.
-        """
-        if tensor.is_inference():  # has no version counter
-            return make(tensor)
-        name, version = id(tensor), tensor._version
-        entry = self._entries.get(name)
-        if entry is None or entry[0]() is not tensor or entry[1] != version:
-            reference = weakref.ref(tensor, lambda ref: self._drop(name, ref))
-            entry = self._entries[name] = (reference, version, {})
-        values = entry[2]
-        if key not in values:
-            with lasting_tensors():
-                values[key] = make(tensor)
-        return values[key]
-
-    def _drop(self, name: int, reference) -> None:
-        entry = self._entries.get(name)
-        if entry is not None and entry[0] is reference:
-            del self._entries[name]
-
+from .caching import TensorCache
 
 _checked = TensorCache()
 _derived = TensorCache()

@@ -645,7 +645,7 @@ def test_decoders():
     out = neck(found.layers, found.grid, mask)
     assert out.shape == (2, 2, 21, 6)
     decoder = neck.clip_decoder[1]
-    table = sinusoids(65, DIMS).expand(2, -1, -1)
+    table = sinusoids(65, DIMS, 'cpu')[0].expand(2, -1, -1)
     rows = torch.stack([t[~m] for t, m in zip(table, mask)])
     expected = decoder.norm(decoder.head(found.layers[1] + rows))
     torch.testing.assert_close(out[1], expected, **CLOSE)
@@ -660,7 +660,7 @@ def test_decoders():
 
 
 def test_sinusoids():
-    table = sinusoids(5, 6)
+    (table,) = sinusoids(5, 6, 'cpu')
     for row in range(5):
         for j in range(6):
             angle = row / 10000 ** (2 * (j // 2) / 6)

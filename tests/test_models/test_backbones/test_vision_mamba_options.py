@@ -125,6 +125,13 @@ def test_span_of_rope():
 # ------------------------------------------------ one direction, positions
 
 
+def test_compiled_rope_of_another_grid():
+    net = backbone(rope=True)
+    x = images(20, 28)
+    out = torch.compile(net, backend='aot_eager', fullgraph=True)(x)[0]
+    torch.testing.assert_close(out, net(x)[0], **CLOSE)
+
+
 @pytest.mark.parametrize('class_token', ['head', 'none'])
 def test_one_direction_sees_no_later_token(class_token):
     net = backbone(

@@ -14,14 +14,13 @@ directions in raster order.
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
 
 from transmamba_mm.ops import linear, multi_scan
-from transmamba_mm.ops.order_tables import lasting_tensors
+from transmamba_mm.ops.caching import cached_tensors
 
 from ..scan_orders import scan_order
 from .directional_mixer import DirectionalMixer
@@ -105,26 +104,13 @@ def _build_out_norm(kind: Union[bool, str], dims: int) -> nn.Module:
     )
 
 
-@lru_cache(maxsize=64)
-def _cached_orders(
-    directions: tuple[str, ...], h: int, w: int, device: str
-) -> Tensor:
-    with lasting_tensors():
-        orders = [scan_order(name, h, w, device=device) for name in directions]
-        return torch.stack(orders).int()
-
-
+@cached_tensors(maxsize=64)
 def _orders(
     directions: tuple[str, ...], h: int, w: int, device: str
 ) -> tuple[Tensor]:
     """A (K, L) tensor, the same one at every call for a grid."""
-    # In a tuple: torch.compile does not know the shape of a bare one.
-    return (_cached_orders(directions, h, w, device),)
-
-
-# torch.compile then calls the function once, as it is, and its graph refers
-# to the result; see `plain_mamba_mixer`.
-_orders._dynamo_marked_constant = True
+    orders = [scan_order(name, h, w, device=device) for name in directions]
+    return (torch.stack(orders).int(),)
 
 
 class CrossScanMixer(DirectionalMixer):

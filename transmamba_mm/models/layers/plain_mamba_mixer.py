@@ -12,15 +12,14 @@ vectors pin down:
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple, Optional
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transmamba_mm.ops import multi_scan
-from transmamba_mm.ops.order_tables import lasting_tensors
+from transmamba_mm.ops.caching import cached_tensors
 
 from ..scan_orders import scan_order
 from .directional_mixer import DirectionalMixer
@@ -54,39 +53,19 @@ def move_rows(order: Tensor, grid: tuple[int, int]) -> Tensor:
     return result
 
 
-class _ScanTables(NamedTuple):
-    """Index tables of K directions on one grid of L tokens.
-
-    Attributes:
-        orders (Tensor): (K, L) int32, rows of :func:`scan_order`.
-        moves (Tensor): (K, L) rows of ``direction_Bs``.
-    """
-
-    orders: Tensor
-    moves: Tensor
-
-
-@lru_cache(maxsize=64)
-def _cached_tables(
-    directions: tuple[str, ...], h: int, w: int, device: str
-) -> _ScanTables:
-    with lasting_tensors():
-        orders = [scan_order(name, h, w, device=device) for name in directions]
-        moves = [move_rows(order, (h, w)) for order in orders]
-        return _ScanTables(torch.stack(orders).int(), torch.stack(moves))
-
-
+@cached_tensors(maxsize=64)
 def _scan_tables(
     directions: tuple[str, ...], h: int, w: int, device: str
 ) -> tuple[Tensor, Tensor]:
-    """Returns the tables of a grid, the same tensors at every call."""
-    return tuple(_cached_tables(directions, h, w, device))
+    """Index tables of K directions on one grid of L tokens.
 
-
-# torch.compile then calls the function once, as it is, and its graph refers
-# to the result. `torch.compiler.assume_constant_result` sets nothing else,
-# but imports the compiler, which takes a second.
-_scan_tables._dynamo_marked_constant = True
+    Returns:
+        tuple[Tensor, Tensor]: ``orders`` (K, L) int32, rows of
+        :func:`scan_order`, and ``moves`` (K, L), rows of ``direction_Bs``.
+    """
+    orders = [scan_order(name, h, w, device=device) for name in directions]
+    moves = [move_rows(order, (h, w)) for order in orders]
+    return torch.stack(orders).int(), torch.stack(moves)
 
 
 class PlainMambaMixer(DirectionalMixer):
@@ -176,7 +155,7 @@ class PlainMambaMixer(DirectionalMixer):
 
         Args:
             u (Tensor): Convolved tokens (B, L, d_inner), raster order.
-            orders (Tensor): (K, L), as in :class:`_ScanTables`.
+            orders (Tensor): (K, L), as in :func:`_scan_tables`.
             moves (Tensor): (K, L), as there.
             merge (str): ``'sum'`` or ``'stack'``.
 

@@ -5,13 +5,11 @@ Source: Vim (arXiv 2401.09417), which took them from EVA-02 (arXiv
 2303.11331).
 """
 
-from functools import lru_cache
-
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from transmamba_mm.ops.order_tables import lasting_tensors
+from transmamba_mm.ops.caching import cached_tensors
 
 from .taps import Grid
 
@@ -22,32 +20,27 @@ def _turn_pairs(x: Tensor) -> Tensor:
     return torch.stack((-b, a), dim=-1).flatten(-2)
 
 
-@lru_cache(maxsize=64)
+@cached_tensors(maxsize=64)
 def _rotations(
     embed_dims: int, span: float, grid: Grid, device: str
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines (h*w, C) for a grid in raster order."""
-    with lasting_tensors():
-        half = embed_dims // 2
-        powers = torch.arange(0, half, 2, device=device).float() / half
-        speeds = (1.0 / 10000**powers).repeat_interleave(2)
-        rows, columns = (
-            (torch.arange(side, device=device) / side * span)[:, None] * speeds
-            for side in grid
-        )
-        h, w = grid
-        angles = torch.cat(
-            (
-                rows[:, None].expand(-1, w, -1),
-                columns[None].expand(h, -1, -1),
-            ),
-            dim=-1,
-        ).flatten(0, 1)
-        return angles.cos(), angles.sin()
-
-
-# torch.compile then calls it as it is; see `plain_mamba_mixer`.
-_rotations._dynamo_marked_constant = True
+    half = embed_dims // 2
+    powers = torch.arange(0, half, 2, device=device).float() / half
+    speeds = (1.0 / 10000**powers).repeat_interleave(2)
+    rows, columns = (
+        (torch.arange(side, device=device) / side * span)[:, None] * speeds
+        for side in grid
+    )
+    h, w = grid
+    angles = torch.cat(
+        (
+            rows[:, None].expand(-1, w, -1),
+            columns[None].expand(h, -1, -1),
+        ),
+        dim=-1,
+    ).flatten(0, 1)
+    return angles.cos(), angles.sin()
 
 
 class RotaryPositions(nn.Module):

@@ -7,7 +7,6 @@ Paper: VideoMamba (arXiv 2403.06977). Official code: OpenGVLab/VideoMamba
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Optional
 
 import torch
@@ -15,31 +14,30 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
-from transmamba_mm.ops.order_tables import lasting_tensors
+from transmamba_mm.ops.caching import cached_tensors
 from transmamba_mm.registry import MODELS
 
 
-@lru_cache(maxsize=8)
-def sinusoids(positions: int, dims: int, device: str = 'cpu') -> Tensor:
+@cached_tensors(maxsize=8)
+def sinusoids(positions: int, dims: int, device: str) -> tuple[Tensor]:
     """Sines in even channels and cosines in odd ones.
 
     Args:
         positions (int): Rows.
         dims (int): Channels; the pair ``j`` has the period
             ``2 * pi * 10000 ** (2 * j / dims)``.
-        device (str): Where the result lives. Defaults to ``'cpu'``.
+        device (str): Where the result lives.
 
     Returns:
-        Tensor: (positions, dims). It is shared: do not modify it.
+        tuple[Tensor]: (positions, dims), the same tensor at every call.
     """
-    with lasting_tensors():
-        channels = torch.arange(dims, dtype=torch.float64, device='cpu')
-        speeds = 10000 ** (-2 * (channels // 2) / dims)
-        rows = torch.arange(positions, dtype=torch.float64, device='cpu')
-        angles = rows[:, None] * speeds
-        odd = channels.long() % 2 == 1
-        table = torch.where(odd, angles.cos(), angles.sin())
-        return table.float().to(device)
+    channels = torch.arange(dims, dtype=torch.float64, device='cpu')
+    speeds = 10000 ** (-2 * (channels // 2) / dims)
+    rows = torch.arange(positions, dtype=torch.float64, device='cpu')
+    angles = rows[:, None] * speeds
+    odd = channels.long() % 2 == 1
+    table = torch.where(odd, angles.cos(), angles.sin())
+    return (table.float().to(device),)
 
 
 class _Decoder(BaseModule):
@@ -142,7 +140,7 @@ class ClipDecoders(BaseModule):
         length = 1 + math.prod(grid)
         outputs = []
         for feature, decoder in zip(features, self.clip_decoder):
-            table = sinusoids(length, self.embed_dims, str(feature.device))
+            (table,) = sinusoids(length, self.embed_dims, str(feature.device))
             positions = table.to(feature.dtype).expand(len(feature), -1, -1)
             if mask is not None:
                 positions = positions[~mask].view_as(feature)

@@ -6,13 +6,13 @@ K * G groups over L steps, whose tensors are copies in the order of the
 visits.  A single direction in the order of memory is passed on as it is.
 """
 
-import functools
 from typing import Callable, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
-from ..order_tables import TensorCache, lasting_tensors, visited_tokens
+from ..caching import TensorCache, cached_tensors
+from ..order_tables import visited_tokens
 from .problem import ScanProblem
 
 _tables = TensorCache()
@@ -97,14 +97,13 @@ def _make_table(visits: Tensor) -> _Table:
     )
 
 
-@functools.lru_cache(maxsize=256)
+@cached_tensors(maxsize=256)
 def _table_of_reverse(
     length: int, reverse: tuple[bool, ...], device: torch.device
 ) -> _Table:
-    with lasting_tensors():
-        steps = torch.arange(length, device=device)
-        rows = [steps.flip(0) if back else steps for back in reverse]
-        return _make_table(torch.stack(rows))
+    steps = torch.arange(length, device=device)
+    rows = [steps.flip(0) if back else steps for back in reverse]
+    return _make_table(torch.stack(rows))
 
 
 def _table(p: ScanProblem) -> Optional[_Table]:
