@@ -160,8 +160,8 @@ class VideoMamba(BidirectionalBackbone):
 
     Raises:
         ValueError: If ``arch``, ``mixer_cfg``, ``stride``, ``img_size``,
-            ``num_frames``, ``pool_type``, ``out_type`` or ``out_indices`` is
-            not supported.
+            ``num_frames``, ``tubelet_size``, ``pool_type``, ``out_type`` or
+            ``out_indices`` is not supported.
     """
 
     ARCHS: ClassVar[dict[str, dict]] = {
@@ -217,6 +217,11 @@ class VideoMamba(BidirectionalBackbone):
             input_size=img_size,
         )
         if num_frames is None:
+            if tubelet_size != 1:
+                raise ValueError(
+                    f'tubelet_size {tubelet_size} is for videos: set '
+                    f'num_frames, or leave it out for images'
+                )
             patch_embed = partial(OverlapPatchEmbed, **embed_cfg)
         else:
             patch_embed = partial(
