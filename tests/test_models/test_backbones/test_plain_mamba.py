@@ -4,10 +4,16 @@
 import copy
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from backbone_cases import (
+    CLOSE,
+    GOLDEN,
+    HALF_RELATIVE,
+    assert_start_values,
+    images,
+)
 from helpers import build, pmamba_cfg, randomise, snapshot, vit_cfg
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,17 +23,6 @@ from torch import nn
 
 from transmamba_mm.models import PlainMamba, find_mamba_backbone
 from transmamba_mm.models.layers import ConvPatchEmbed
-
-GOLDEN = Path(__file__).parents[2] / 'data' / 'golden'
-
-# float32 noise of one small forward pass, relative to values near one.
-CLOSE = dict(rtol=1e-4, atol=1e-5)
-# bfloat16 has eight bits of mantissa; a few layers lose some more.
-BF16_RELATIVE = 0.1
-# Two independent samples differ by at most this many standard errors.
-SIGMAS = 5.0
-# Extreme values of two samples, in standard deviations.
-EXTREME_SIGMAS = 2.0
 
 
 def backbone(depth=2, seed=0, eval_mode=True, **kwargs):
@@ -39,10 +34,6 @@ def backbone(depth=2, seed=0, eval_mode=True, **kwargs):
     net = PlainMamba(**kwargs)
     randomise(net, seed)
     return net.eval() if eval_mode else net
-
-
-def images(*size, batch=2):
-    return torch.randn(batch, 3, *size)
 
 
 def outputs_of(net, modules, x):
@@ -113,29 +104,7 @@ def test_start_values_are_the_official_ones(stats):
     parameters = dict(model.named_parameters())
     compared = {k: v for k, v in expected.items() if 'head.' not in k}
     assert len(compared) > 25
-    for name, want in compared.items():
-        value = parameters[name].detach()
-        assert list(value.shape) == want['shape'], name
-        std = want['std']
-        if std == 0:
-            assert value.eq(want['mean']).all(), name
-            continue
-        error = std / math.sqrt(value.numel())
-        got = dict(
-            mean=value.mean().item(),
-            std=value.std().item(),
-            min=value.min().item(),
-            max=value.max().item(),
-        )
-        limits = dict(
-            # Both are samples, hence the root of two.
-            mean=SIGMAS * math.sqrt(2) * error,
-            std=SIGMAS * error,
-            min=EXTREME_SIGMAS * std,
-            max=EXTREME_SIGMAS * std,
-        )
-        for key, limit in limits.items():
-            assert abs(got[key] - want[key]) <= limit, (name, key, got, want)
+    assert_start_values(parameters, compared)
 
 
 def test_step_size_bias_is_zero_after_the_training_start():
@@ -399,7 +368,7 @@ def test_bfloat16_autocast_stays_close_and_finite():
         out = net(x)[0]
     out.float().square().sum().backward()
     error = (out.float() - expected).abs().max() / expected.abs().max()
-    assert error < BF16_RELATIVE
+    assert error < HALF_RELATIVE[torch.bfloat16]
     for parameter in net.parameters():
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.isfinite().all()
@@ -413,7 +382,7 @@ def test_other_dtypes(dtype):
     out = net.to(dtype)(x.to(dtype))[0]
     assert out.dtype == dtype
     error = (out.double() - expected).abs().max() / expected.abs().max()
-    assert error < (1e-5 if dtype == torch.float64 else BF16_RELATIVE)
+    assert error < HALF_RELATIVE.get(dtype, 1e-5)
 
 
 def test_trains_after_a_first_pass_in_inference_mode():

@@ -3,25 +3,22 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_cases import CLOSE, GOLDEN, assert_start_values, count
 from helpers import (
     TINY_CLASSES,
+    assert_distillation_learns,
     build,
+    plan_from,
     randomise,
-    save_teacher,
-    tiny_batch,
-    tiny_distiller,
-    tiny_teacher,
     vit_cfg,
 )
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from transmamba_mm.distill import TransMambaDistill
 from transmamba_mm.distill.recorders import DirectionTapsRecorder
 from transmamba_mm.models import (
     ClipDecoders,
@@ -31,17 +28,6 @@ from transmamba_mm.models import (
 )
 from transmamba_mm.models.necks.clip_decoders import sinusoids
 from transmamba_mm.ops import invert_order, reorder
-from transmamba_mm.transfer.families import read_teacher
-from transmamba_mm.transfer.subclone import Subcloner
-
-GOLDEN = Path(__file__).parents[2] / 'data' / 'golden'
-
-# float32 noise of one small forward pass, relative to values near one.
-CLOSE = dict(rtol=1e-4, atol=1e-5)
-# Two independent samples differ by at most this many standard errors.
-SIGMAS = 5.0
-# Extreme values of two samples, in standard deviations.
-EXTREME_SIGMAS = 2.0
 
 DIRECTIONS = ('raster', 'raster_reverse')
 DIMS, STEPS, GRID = 16, 4, (4, 4, 4)
@@ -97,10 +83,6 @@ def some_mask(kept=20, length=TOKENS, batch=2, seed=3):
         order = torch.randperm(length - 1, generator=generator)
         row[1 + order[:kept]] = False
     return mask
-
-
-def count(module):
-    return sum(p.numel() for p in module.parameters())
 
 
 # ------------------------------------------------------ size and names
@@ -194,29 +176,7 @@ def test_start_values_are_the_official_ones(kind):
     parameters = dict(net.named_parameters())
     compared = {k: v for k, v in expected.items() if 'head.' not in k}
     assert len(compared) == 22 + (kind == 'video')
-    for name, want in compared.items():
-        value = parameters[name].detach()
-        assert list(value.shape) == want['shape'], name
-        std = want['std']
-        if std == 0:
-            assert value.eq(want['mean']).all(), name
-            continue
-        error = std / math.sqrt(value.numel())
-        got = dict(
-            mean=value.mean().item(),
-            std=value.std().item(),
-            min=value.min().item(),
-            max=value.max().item(),
-        )
-        limits = dict(
-            # Both are samples, hence the root of two.
-            mean=SIGMAS * math.sqrt(2) * error,
-            std=SIGMAS * error,
-            min=EXTREME_SIGMAS * std,
-            max=EXTREME_SIGMAS * std,
-        )
-        for key, limit in limits.items():
-            assert abs(got[key] - want[key]) <= limit, (name, key, got, want)
+    assert_start_values(parameters, compared)
 
 
 def test_start_values_of_biases_are_zero():
@@ -275,10 +235,16 @@ def test_forward_is_embedding_blocks_and_norm(frames, size):
 
 
 def test_directions_are_summed():
-    net = backbone()
-    assert not net.layers[0].mixer.divide_out
-    halved = backbone(mixer_cfg=dict(divide_out=True))
-    assert halved.layers[0].mixer.divide_out
+    """Unless their mean is asked for, as Vim takes it."""
+    mixers = [
+        backbone(mixer_cfg=kwargs).layers[0].mixer
+        for kwargs in ({}, dict(divide_out=True))
+    ]
+    x = torch.randn(2, TOKENS, DIMS)
+    total, mean = (mixer(x, GRID) for mixer in mixers)
+    # The output projection has no bias here, which would not be doubled.
+    assert mixers[0].out_proj.bias is None
+    torch.testing.assert_close(total, 2 * mean, **CLOSE)
 
 
 @pytest.mark.parametrize('tubelet', [1, 2, 3])
@@ -759,8 +725,7 @@ def test_subclones_a_vit():
             patch_size=4,
         )
     )
-    weights = read_teacher(teacher.state_dict())
-    plan = Subcloner(student, weights, importance='first').plan()
+    plan, _ = plan_from(teacher, student)
     plan.apply(student)
     ours, theirs = student.backbone, teacher.backbone
     assert ours.pos_embed.equal(theirs.pos_embed)
@@ -787,9 +752,8 @@ def test_subcloning_a_video_model_leaves_what_images_lack():
             num_frames=2,
         )
     )
-    weights = read_teacher(teacher.state_dict())
-    plan = Subcloner(student, weights, importance='first').plan()
-    rules = {e.name.removeprefix('backbone.'): e.rule for e in plan.entries}
+    plan, entries = plan_from(teacher, student)
+    rules = {name: entry.rule for name, entry in entries.items()}
     assert rules['pos_embed'] == rules['cls_token'] == 'copy'
     assert rules['temporal_pos_embedding'] == 'fresh'
     plan.apply(student)
@@ -797,25 +761,4 @@ def test_subcloning_a_video_model_leaves_what_images_lack():
 
 
 def test_one_step_of_distillation(tmp_path):
-    model = TransMambaDistill(
-        architecture=tiny_student(),
-        teacher=tiny_teacher(),
-        distiller=tiny_distiller(),
-        teacher_ckpt=save_teacher(tmp_path / 'teacher.pth'),
-    )
-    model.init_weights()
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    inputs, samples = tiny_batch()
-    logged = []
-    for _ in range(2):
-        losses = model(inputs, samples, mode='loss')
-        total, log = model.parse_losses(losses)
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        logged.append(log)
-    assert logged[1]['loss'] < logged[0]['loss']
-    for name, parameter in model.student.named_parameters():
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any(), name
+    assert_distillation_learns(tiny_student(), tmp_path)

@@ -4,45 +4,36 @@
 import copy
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from backbone_cases import (
+    CLOSE,
+    GOLDEN,
+    HALF_RELATIVE,
+    assert_start_values,
+    count,
+    images,
+)
 from helpers import (
     TINY_CLASSES,
+    assert_distillation_learns,
     build,
+    plan_from,
     randomise,
-    save_teacher,
-    tiny_batch,
-    tiny_distiller,
-    tiny_teacher,
     vit_cfg,
 )
 from mmpretrain.models.utils import resize_pos_embed
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from transmamba_mm.distill import TransMambaDistill
 from transmamba_mm.distill.recorders import DirectionTapsRecorder
 from transmamba_mm.models import VisionMamba, convert_vim_state_dict
 from transmamba_mm.models.class_tokens import (
     join_class_tokens,
     split_class_tokens,
 )
-from transmamba_mm.transfer.families import read_teacher
 from transmamba_mm.transfer.ssm import build_ssm_source
-from transmamba_mm.transfer.subclone import Subcloner
-
-GOLDEN = Path(__file__).parents[2] / 'data' / 'golden'
-
-# float32 noise of one small forward pass, relative to values near one.
-CLOSE = dict(rtol=1e-4, atol=1e-5)
-# bfloat16 has eight bits of mantissa; a few layers lose some more.
-HALF_RELATIVE = {torch.bfloat16: 0.1, torch.float16: 0.02}
-# Two independent samples differ by at most this many standard errors.
-SIGMAS = 5.0
-# Extreme values of two samples, in standard deviations.
-EXTREME_SIGMAS = 2.0
 
 CLASS_TOKENS = ('middle', 'head', 'double', 'none')
 DIRECTIONS = ('raster', 'raster_reverse')
@@ -79,14 +70,6 @@ def tiny_student(depth=2, dims=12, expand=2, **kwargs):
         mixer_cfg=dict(d_state=4),
         **kwargs,
     )
-
-
-def images(*size, batch=2):
-    return torch.randn(batch, 3, *size)
-
-
-def count(module):
-    return sum(p.numel() for p in module.parameters())
 
 
 # ------------------------------------------------------ size and names
@@ -157,29 +140,7 @@ def test_start_values_are_the_official_ones():
     parameters = dict(model.backbone.named_parameters())
     compared = {k: v for k, v in expected.items() if 'head.' not in k}
     assert len(compared) == 22
-    for name, want in compared.items():
-        value = parameters[name].detach()
-        assert list(value.shape) == want['shape'], name
-        std = want['std']
-        if std == 0:
-            assert value.eq(want['mean']).all(), name
-            continue
-        error = std / math.sqrt(value.numel())
-        got = dict(
-            mean=value.mean().item(),
-            std=value.std().item(),
-            min=value.min().item(),
-            max=value.max().item(),
-        )
-        limits = dict(
-            # Both are samples, hence the root of two.
-            mean=SIGMAS * math.sqrt(2) * error,
-            std=SIGMAS * error,
-            min=EXTREME_SIGMAS * std,
-            max=EXTREME_SIGMAS * std,
-        )
-        for key, limit in limits.items():
-            assert abs(got[key] - want[key]) <= limit, (name, key, got, want)
+    assert_start_values(parameters, compared)
 
 
 # -------------------------------------------------------------- outputs
@@ -560,13 +521,6 @@ def test_mistakes_are_named(kwargs, message):
 # ------------------------------------------------- transfer and distill
 
 
-def plan_from(teacher, student, **kwargs):
-    weights = read_teacher(teacher.state_dict())
-    kwargs.setdefault('importance', 'first')
-    plan = Subcloner(student, weights, **kwargs).plan()
-    return plan, {e.name.removeprefix('backbone.'): e for e in plan.entries}
-
-
 def test_every_parameter_has_the_expected_role():
     net = backbone(norm_cfg=dict(type='LN'), mixer_cfg=dict(bias=True))
     roles = net.param_roles()
@@ -726,27 +680,5 @@ def test_records_show_the_patches_in_scan_order(class_token, tap):
 @pytest.mark.parametrize('class_token', CLASS_TOKENS)
 def test_one_step_of_distillation(class_token, tmp_path):
     out_type = 'avg_featmap' if class_token == 'none' else 'cls_token'
-    model = TransMambaDistill(
-        architecture=tiny_student(class_token=class_token, out_type=out_type),
-        teacher=tiny_teacher(),
-        distiller=tiny_distiller(),
-        teacher_ckpt=save_teacher(tmp_path / 'teacher.pth'),
-    )
-    model.init_weights()
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    inputs, samples = tiny_batch()
-    logged = []
-    for _ in range(2):
-        losses = model(inputs, samples, mode='loss')
-        total, log = model.parse_losses(losses)
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        logged.append(log)
-    assert {'student.loss', 'distill.loss_tm'} <= set(logged[0])
-    assert logged[1]['loss'] < logged[0]['loss']
-    for name, parameter in model.student.named_parameters():
-        assert parameter.isfinite().all(), name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any(), name
+    student = tiny_student(class_token=class_token, out_type=out_type)
+    assert_distillation_learns(student, tmp_path)

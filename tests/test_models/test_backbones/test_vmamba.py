@@ -2,27 +2,24 @@
 """VMamba as a backbone: sizes, start values, outputs, contract."""
 
 import json
-import math
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_cases import CLOSE, GOLDEN, assert_start_values, count, images
 from golden_vmamba import parse_forward_type
 from helpers import (
     TINY_CLASSES,
+    assert_distillation_learns,
     build,
+    plan_from,
     randomise,
-    save_teacher,
-    tiny_batch,
-    tiny_distiller,
-    tiny_teacher,
     vit_cfg,
 )
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from transmamba_mm.distill import DirectionTapsRecorder, TransMambaDistill
+from transmamba_mm.distill import DirectionTapsRecorder
 from transmamba_mm.models import VMamba, convert_vmamba_state_dict
 from transmamba_mm.models.layers.vmamba_blocks import (
     ConvDownsample,
@@ -30,19 +27,9 @@ from transmamba_mm.models.layers.vmamba_blocks import (
     NoDownsample,
     VMambaMlp,
 )
-from transmamba_mm.transfer.families import read_teacher
 from transmamba_mm.transfer.ssm import build_ssm_source
-from transmamba_mm.transfer.subclone import Subcloner
 
-GOLDEN = Path(__file__).parents[2] / 'data' / 'golden'
 DEPTHS = {'tiny-s1l8': (2, 2, 8, 2), 'vanilla-tiny': (2, 2, 9, 2)}
-
-# float32 noise of one small forward pass, relative to values near one.
-CLOSE = dict(rtol=1e-4, atol=1e-5)
-# Two independent samples differ by at most this many standard errors.
-SIGMAS = 5.0
-# Extreme values of two samples, in standard deviations.
-EXTREME_SIGMAS = 2.0
 
 # Small, with every kind of part.
 VARIANTS = {
@@ -90,14 +77,6 @@ def classifier(arch, classes=1000, dims=768, **kwargs):
 def tiny_student(**options):
     arch = small_arch(**{'depths': (1, 2), 'dims': 6, **options})
     return classifier(arch, TINY_CLASSES, 2 * arch['embed_dims'])
-
-
-def images(*size, batch=2):
-    return torch.randn(batch, 3, *size)
-
-
-def count(module):
-    return sum(p.numel() for p in module.parameters())
 
 
 # ------------------------------------------------------ size and names
@@ -173,29 +152,11 @@ def test_start_values_are_the_official_ones(arch):
     net.init_weights()
     parameters = dict(net.named_parameters())
     assert len(stats) == {'tiny-s1l8': 50, 'vanilla-tiny': 35}[arch]
-    for name, want in stats.items():
-        value = parameters[name.replace('classifier.norm', 'norm')].detach()
-        assert list(value.shape) == want['shape'], name
-        std = want['std']
-        if std == 0:
-            assert value.eq(want['mean']).all(), name
-            continue
-        error = std / math.sqrt(value.numel())
-        got = dict(
-            mean=value.mean().item(),
-            std=value.std().item(),
-            min=value.min().item(),
-            max=value.max().item(),
-        )
-        limits = dict(
-            # Both are samples, hence the root of two.
-            mean=SIGMAS * math.sqrt(2) * error,
-            std=SIGMAS * error,
-            min=EXTREME_SIGMAS * std,
-            max=EXTREME_SIGMAS * std,
-        )
-        for key, limit in limits.items():
-            assert abs(got[key] - want[key]) <= limit, (name, key, got, want)
+    stats = {
+        name.replace('classifier.norm', 'norm'): value
+        for name, value in stats.items()
+    }
+    assert_start_values(parameters, stats)
 
 
 # ------------------------------------------------- official checkpoints
@@ -613,13 +574,6 @@ def test_images_that_are_too_small_are_named():
 # ------------------------------------------------- transfer and distill
 
 
-def plan_from(teacher, student, **kwargs):
-    weights = read_teacher(teacher.state_dict())
-    kwargs.setdefault('importance', 'first')
-    plan = Subcloner(student, weights, **kwargs).plan()
-    return plan, {e.name.removeprefix('backbone.'): e for e in plan.entries}
-
-
 def test_layer_dims_directions_and_blocks():
     net = backbone(variant=dict(), directions=VMamba.DIRECTIONS['v052d'])
     assert net.hierarchical
@@ -736,30 +690,7 @@ def test_state_space_from_attention_and_from_a_pretrained_vmamba():
 
 def test_one_step_of_distillation(tmp_path):
     """Of students whose grids are not the teacher's."""
-    model = TransMambaDistill(
-        architecture=tiny_student(gated=True),
-        teacher=tiny_teacher(),
-        distiller=tiny_distiller(),
-        teacher_ckpt=save_teacher(tmp_path / 'teacher.pth'),
-    )
-    model.init_weights()
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    inputs, samples = tiny_batch()
-    logged = []
-    for _ in range(2):
-        losses = model(inputs, samples, mode='loss')
-        total, log = model.parse_losses(losses)
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        logged.append(log)
-    assert {'student.loss', 'distill.loss_tm'} <= set(logged[0])
-    assert logged[1]['loss'] < logged[0]['loss']
-    for name, parameter in model.student.named_parameters():
-        assert parameter.isfinite().all(), name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any(), name
+    assert_distillation_learns(tiny_student(gated=True), tmp_path)
 
 
 def test_compiled_equals_eager():
