@@ -289,3 +289,48 @@ def tiny_runner(work_dir, model, max_epochs: int = 1, num: int = 8, **kwargs):
     )
     settings.update(kwargs)
     return Runner(**settings)
+
+
+def plan_from(teacher, student, **kwargs) -> tuple:
+    """Plans a subcloning; returns the plan and its entries by name."""
+    from transmamba_mm.transfer import Subcloner, read_teacher
+
+    kwargs.setdefault('importance', 'first')
+    weights = read_teacher(teacher.state_dict())
+    plan = Subcloner(student, weights, **kwargs).plan()
+    return plan, {e.name.removeprefix('backbone.'): e for e in plan.entries}
+
+
+def assert_distillation_learns(student: dict, tmp_path) -> None:
+    """Two steps of SGD from a tiny ViT lower the loss, all parameters learn.
+
+    Args:
+        student (dict): Config of a classifier of ``TINY_SIZE`` images.
+        tmp_path (Path): Folder for the teacher's checkpoint.
+    """
+    from transmamba_mm.distill import TransMambaDistill
+
+    model = TransMambaDistill(
+        architecture=student,
+        teacher=tiny_teacher(),
+        distiller=tiny_distiller(),
+        teacher_ckpt=save_teacher(tmp_path / 'teacher.pth'),
+    )
+    model.init_weights()
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    inputs, samples = tiny_batch()
+    logged = []
+    for _ in range(2):
+        losses = model(inputs, samples, mode='loss')
+        total, log = model.parse_losses(losses)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        logged.append(log)
+    assert {'student.loss', 'distill.loss_tm'} <= set(logged[0])
+    assert logged[1]['loss'] < logged[0]['loss']
+    for name, parameter in model.student.named_parameters():
+        assert parameter.isfinite().all(), name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name

@@ -1,13 +1,19 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""TransMambaDistill: alpha, the teacher, preprocessing and bookkeeping."""
+"""TransMambaDistill: alpha, preprocessing and training."""
 
 import copy
 
 import pytest
 import torch
+from distill_cases import (
+    PREPROCESSOR,
+    SAME,
+    only_kl,
+    student_grads,
+    total,
+    with_kl,
+)
 from helpers import (
-    TINY_CLASSES,
-    save_teacher,
     tiny_batch,
     tiny_distiller,
     tiny_runner,
@@ -20,82 +26,13 @@ from mmrazor.engine.hooks import StopDistillHook
 from torch import nn
 
 from transmamba_mm.compat.cpu_training import CpuAmpOptimWrapper
-from transmamba_mm.distill import TransMambaDistill
 from transmamba_mm.registry import MODELS
 
 # Terms of a gradient may be added in another order.
 ROUNDING = 1e-7
-SAME = dict(rtol=1e-5, atol=1e-6)
-PREPROCESSOR = dict(
-    num_classes=TINY_CLASSES, mean=[128.0] * 3, std=[64.0] * 3, to_rgb=False
-)
 
 
-@pytest.fixture(scope='module')
-def teacher_ckpt(tmp_path_factory):
-    return save_teacher(tmp_path_factory.mktemp('teacher') / 'teacher.pth')
-
-
-@pytest.fixture
-def make(teacher_ckpt):
-    """Builds and initialises a distillation model."""
-
-    def build(**kwargs):
-        torch.manual_seed(0)
-        settings = dict(
-            architecture=tiny_student(),
-            teacher=tiny_teacher(),
-            distiller=tiny_distiller(),
-            teacher_ckpt=teacher_ckpt,
-        )
-        settings.update(kwargs)
-        model = TransMambaDistill(**settings)
-        model.init_weights()
-        return model.train()
-
-    return build
-
-
-def total(losses):
-    return sum(v for k, v in losses.items() if 'loss' in k)
-
-
-def student_grads(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {k: p.grad for k, p in model.student.named_parameters()}
-
-
-def with_kl(**kwargs):
-    distiller = tiny_distiller(**kwargs)
-    logits = dict(type='mmrazor.ModuleOutputs')
-    distiller['student_recorders']['s'] = dict(logits, source='head.fc')
-    distiller['teacher_recorders']['t'] = dict(
-        logits, source='head.layers.head'
-    )
-    distiller['distill_losses']['loss_kl'] = dict(
-        type='mmrazor.KLDivergence', tau=2.0, loss_weight=0.7
-    )
-    distiller['loss_forward_mappings']['loss_kl'] = dict(
-        preds_S=dict(recorder='s', from_student=True),
-        preds_T=dict(recorder='t', from_student=False),
-    )
-    return distiller
-
-
-def only_kl():
-    distiller = with_kl()
-    distiller.pop('connectors')
-    for key in ('student_recorders', 'teacher_recorders'):
-        distiller[key] = {
-            k: v for k, v in distiller[key].items() if k in ('s', 't')
-        }
-    for key in ('distill_losses', 'loss_forward_mappings'):
-        distiller[key].pop('loss_tm')
-    return distiller
-
-
-# ------------------------------------------------------------------- alpha
+# ---------------------------------------------------------------- alpha
 
 
 def test_alpha_one_is_training_from_scratch(make):
@@ -196,171 +133,7 @@ def test_stopped_distillation(make, tmp_path):
     assert torch.equal(losses['student.loss'], task)
 
 
-# ------------------------------------------------------------- the teacher
-
-
-def test_teacher_is_in_eval_mode(make):
-    teacher = tiny_teacher(drop_path_rate=0.5, drop_rate=0.5)
-    model = make(teacher=teacher)
-    for mode in (True, False, True):
-        assert model.train(mode) is model
-        assert model.training is mode
-        assert model.student.backbone.layers[0].training is mode
-        assert not any(m.training for m in model.teacher.modules())
-    assert model.eval() is model
-    images, _ = tiny_batch()
-    model.train()
-    first = model.teacher(images, mode='tensor')
-    assert torch.equal(first, model.teacher(images, mode='tensor'))
-    # The same teacher in training mode is random.
-    model.teacher.train()
-    assert not torch.equal(
-        model.teacher(images, mode='tensor'),
-        model.teacher(images, mode='tensor'),
-    )
-
-
-def test_similarities_do_not_vary_with_the_teachers_dropout(make):
-    model = make(teacher=tiny_teacher(drop_path_rate=0.5, drop_rate=0.5))
-    batch = tiny_batch()
-    losses = [model(*batch, mode='loss') for _ in range(2)]
-    assert torch.equal(*(x['distill.loss_tm'] for x in losses))
-
-
-def test_teacher_never_changes(make, teacher_ckpt):
-    model = make(distiller=with_kl())
-    optimizer = torch.optim.AdamW(model.parameters(), 0.1, weight_decay=0.5)
-    before = copy.deepcopy(model.student.state_dict())
-    for _ in range(2):
-        optimizer.zero_grad()
-        total(model(*tiny_batch(), mode='loss')).backward()
-        assert all(p.grad is None for p in model.teacher.parameters())
-        assert not any(p.requires_grad for p in model.teacher.parameters())
-        optimizer.step()
-    for key, value in torch.load(teacher_ckpt).items():
-        assert torch.equal(model.teacher.state_dict()[key], value), key
-    after = model.student.state_dict()
-    assert all(not torch.equal(before[k], after[k]) for k in before)
-
-
-def test_teacher_weights_are_loaded(make, teacher_ckpt):
-    model = make()
-    state = torch.load(teacher_ckpt)
-    assert set(state) == set(model.teacher.state_dict())
-    for key, value in model.teacher.state_dict().items():
-        assert torch.equal(value, state[key])
-
-
-def change(state, how):
-    if how == 'missing':
-        state.pop('head.layers.head.weight')
-    elif how == 'superfluous':
-        state['neck.weight'] = torch.zeros(2)
-    elif how == 'shape':
-        state['head.layers.head.weight'] = torch.zeros(5, 16)
-    elif how == 'bare backbone':
-        state = {
-            k.replace('backbone.', ''): v
-            for k, v in state.items()
-            if k.startswith('backbone')
-        }
-    elif how == 'another network':
-        state = nn.Linear(2, 2).state_dict()
-    return state
-
-
-@pytest.mark.parametrize(
-    ('how', 'detail'),
-    [
-        ('missing', 'head.layers.head.weight'),
-        ('superfluous', 'neck.weight'),
-        ('shape', r'\[5, 16\]'),
-        ('bare backbone', 'backbone.cls_token'),
-        ('another network', 'Missing key'),
-    ],
-)
-def test_teacher_checkpoint_must_match(
-    make, teacher_ckpt, tmp_path, how, detail
-):
-    path = str(tmp_path / 'other.pth')
-    torch.save(change(torch.load(teacher_ckpt), how), path)
-    with pytest.raises(ValueError, match='does not match the teach') as error:
-        make(teacher_ckpt=path)
-    assert error.match(detail)
-    assert len(str(error.value)) < 3000
-
-
-def test_unreadable_teacher_checkpoints(make, tmp_path):
-    with pytest.raises(ValueError, match='set teacher_ckpt'):
-        make(teacher_ckpt=None)
-    with pytest.raises(FileNotFoundError, match=r'gone\.pth'):
-        make(teacher_ckpt=str(tmp_path / 'gone.pth'))
-    torch.save(dict(epoch=3), tmp_path / 'empty.pth')
-    with pytest.raises(ValueError, match='holds no tensors'):
-        make(teacher_ckpt=str(tmp_path / 'empty.pth'))
-
-
-@pytest.mark.parametrize('wrapper', ['state_dict', 'model', 'module.'])
-def test_wrapped_teacher_checkpoints(make, teacher_ckpt, tmp_path, wrapper):
-    state = torch.load(teacher_ckpt)
-    if wrapper == 'module.':
-        content = {f'module.{k}': v for k, v in state.items()}
-    else:
-        extra = {'data_preprocessor.mean': torch.ones(3), 'ema_x': state}
-        extra['ema_x'] = torch.ones(1)
-        content = {wrapper: {**state, **extra}, 'epoch': 3}
-    path = str(tmp_path / 'wrapped.pth')
-    torch.save(content, path)
-    model = make(teacher_ckpt=path)
-    weight = model.teacher.head.layers.head.weight
-    assert torch.equal(weight, state['head.layers.head.weight'])
-
-
-def test_refused_before_the_first_iteration(make, tmp_path):
-    """Built without a look at the file, refused when training starts."""
-    model = TransMambaDistill(
-        tiny_student(), tiny_teacher(), tiny_distiller(), 'gone.pth'
-    )
-    steps = []
-    model.register_forward_pre_hook(lambda *args: steps.append(1))
-    runner = tiny_runner(tmp_path, model)
-    with pytest.raises(FileNotFoundError, match=r"'gone\.pth' does not exist"):
-        runner.train()
-    assert steps == []
-
-
-def test_teacher_by_its_own_init_cfg(make, teacher_ckpt, tmp_path):
-    pretrained = dict(type='Pretrained', checkpoint=teacher_ckpt)
-    model = make(
-        teacher_ckpt=None, teacher=dict(tiny_teacher(), init_cfg=pretrained)
-    )
-    for key, value in torch.load(teacher_ckpt).items():
-        assert torch.equal(model.teacher.state_dict()[key], value), key
-    torch.save(change(torch.load(teacher_ckpt), 'shape'), tmp_path / 'a.pth')
-    pretrained['checkpoint'] = str(tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match='does not match the teacher'):
-        make(
-            teacher_ckpt=None,
-            teacher=dict(tiny_teacher(), init_cfg=pretrained),
-        )
-
-
-def test_a_distilled_checkpoint_needs_no_teacher_file(make):
-    trained = make()
-    twin = TransMambaDistill(
-        tiny_student(), tiny_teacher(), tiny_distiller(), 'gone.pth'
-    )
-    twin.load_state_dict(trained.state_dict())
-    images, samples = tiny_batch()
-    twin.eval()
-    trained.eval()
-    found = twin(images, samples, mode='predict')
-    wanted = trained(images, tiny_batch()[1], mode='predict')
-    for a, b in zip(found, wanted):
-        assert torch.equal(a.pred_score, b.pred_score)
-
-
-# -------------------------------------------------------- modes and plumbing
+# --------------------------------------------------- modes and plumbing
 
 
 def test_other_modes_are_the_students(make):
@@ -447,7 +220,7 @@ def test_deepcopy_after_a_step(make):
     assert torch.equal(again['distill.loss_tm'], second['distill.loss_tm'])
 
 
-# ---------------------------------------------------------------- training
+# ------------------------------------------------------------- training
 
 
 def train_steps(model, wrapper, num=6):
@@ -549,16 +322,3 @@ def test_two_alpha_weighted_losses_log_apart():
     losses = model(images, samples, mode='loss')
     assert {'distill.tm_w_max', 'distill.uniform_w_max'} <= set(losses)
     assert losses['distill.uniform_w_max'] == 0.5  # two layers
-
-
-def test_a_trainable_teacher_is_refused():
-    with pytest.raises(ValueError, match='frozen'):
-        MODELS.build(
-            dict(
-                type='transmamba.TransMambaDistill',
-                architecture=tiny_student(),
-                teacher=tiny_teacher(),
-                distiller=tiny_distiller(),
-                teacher_trainable=True,
-            )
-        )

@@ -11,7 +11,6 @@ import pytest
 import torch
 from helpers import (
     TinyPictures,
-    save_teacher,
     tiny_distiller,
     tiny_runner,
     tiny_student,
@@ -28,11 +27,6 @@ DIRECTIONS = 4
 LAYERS = 2
 # None on a CPU; a GPU may add in another order.
 ROUNDING = dict(rtol=1e-5, atol=1e-6)
-
-
-@pytest.fixture(scope='module')
-def teacher_ckpt(tmp_path_factory):
-    return save_teacher(tmp_path_factory.mktemp('teacher') / 'teacher.pth')
 
 
 @pytest.fixture

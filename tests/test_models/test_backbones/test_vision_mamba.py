@@ -1,95 +1,26 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""Vim as a backbone: sizes, start values, outputs, contract, conventions."""
+"""Vim as a backbone: sizes, start values, outputs, contract."""
 
 import copy
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import (
-    TINY_CLASSES,
-    build,
-    randomise,
-    save_teacher,
-    tiny_batch,
-    tiny_distiller,
-    tiny_teacher,
-    vit_cfg,
-)
+from backbone_cases import CLOSE, GOLDEN, assert_start_values, count, images
+from helpers import randomise
 from mmpretrain.models.utils import resize_pos_embed
 from mmpretrain.registry import MODELS
 from torch import nn
+from vision_mamba_cases import CLASS_TOKENS, DIRECTIONS, backbone, classifier
 
-from transmamba_mm.distill import TransMambaDistill
-from transmamba_mm.distill.recorders import DirectionTapsRecorder
 from transmamba_mm.models import VisionMamba, convert_vim_state_dict
 from transmamba_mm.models.class_tokens import (
     join_class_tokens,
     split_class_tokens,
 )
-from transmamba_mm.transfer.families import read_teacher
-from transmamba_mm.transfer.ssm import build_ssm_source
-from transmamba_mm.transfer.subclone import Subcloner
 
-GOLDEN = Path(__file__).parents[2] / 'data' / 'golden'
-
-# float32 noise of one small forward pass, relative to values near one.
-CLOSE = dict(rtol=1e-4, atol=1e-5)
-# bfloat16 has eight bits of mantissa; a few layers lose some more.
-HALF_RELATIVE = {torch.bfloat16: 0.1, torch.float16: 0.02}
-# Two independent samples differ by at most this many standard errors.
-SIGMAS = 5.0
-# Extreme values of two samples, in standard deviations.
-EXTREME_SIGMAS = 2.0
-
-CLASS_TOKENS = ('middle', 'head', 'double', 'none')
-DIRECTIONS = ('raster', 'raster_reverse')
-
-
-def backbone(depth=2, seed=0, eval_mode=True, **kwargs):
-    kwargs.setdefault('arch', dict(embed_dims=16, num_layers=depth))
-    kwargs.setdefault('img_size', 16)
-    kwargs.setdefault('patch_size', 4)
-    kwargs['mixer_cfg'] = dict(d_state=4, **kwargs.get('mixer_cfg', {}))
-    if kwargs.get('class_token') == 'none':
-        kwargs.setdefault('out_type', 'avg_featmap')
-    torch.manual_seed(seed)
-    net = VisionMamba(**kwargs)
-    randomise(net, seed)
-    return net.eval() if eval_mode else net
-
-
-def classifier(arch, classes=1000, dims=192, **kwargs):
-    return dict(
-        type='mmpretrain.ImageClassifier',
-        backbone=dict(type='transmamba.VisionMamba', arch=arch, **kwargs),
-        head=dict(type='LinearClsHead', num_classes=classes, in_channels=dims),
-    )
-
-
-def tiny_student(depth=2, dims=12, expand=2, **kwargs):
-    return classifier(
-        dict(embed_dims=dims, num_layers=depth, expand=expand),
-        TINY_CLASSES,
-        dims,
-        img_size=16,
-        patch_size=4,
-        mixer_cfg=dict(d_state=4),
-        **kwargs,
-    )
-
-
-def images(*size, batch=2):
-    return torch.randn(batch, 3, *size)
-
-
-def count(module):
-    return sum(p.numel() for p in module.parameters())
-
-
-# ------------------------------------------------------ size and names
+# ------------------------------------------------------- size and names
 
 
 @pytest.mark.parametrize(
@@ -157,29 +88,7 @@ def test_start_values_are_the_official_ones():
     parameters = dict(model.backbone.named_parameters())
     compared = {k: v for k, v in expected.items() if 'head.' not in k}
     assert len(compared) == 22
-    for name, want in compared.items():
-        value = parameters[name].detach()
-        assert list(value.shape) == want['shape'], name
-        std = want['std']
-        if std == 0:
-            assert value.eq(want['mean']).all(), name
-            continue
-        error = std / math.sqrt(value.numel())
-        got = dict(
-            mean=value.mean().item(),
-            std=value.std().item(),
-            min=value.min().item(),
-            max=value.max().item(),
-        )
-        limits = dict(
-            # Both are samples, hence the root of two.
-            mean=SIGMAS * math.sqrt(2) * error,
-            std=SIGMAS * error,
-            min=EXTREME_SIGMAS * std,
-            max=EXTREME_SIGMAS * std,
-        )
-        for key, limit in limits.items():
-            assert abs(got[key] - want[key]) <= limit, (name, key, got, want)
+    assert_start_values(parameters, compared)
 
 
 # -------------------------------------------------------------- outputs
@@ -369,7 +278,7 @@ def test_layer_dims_directions_and_blocks():
     assert double.class_token_positions('raster_reverse', 2, 3) == (0, 7)
 
 
-# ---------------------------------------------------- loading and saving
+# --------------------------------------------------- loading and saving
 
 
 @pytest.mark.parametrize('class_token', CLASS_TOKENS)
@@ -399,134 +308,7 @@ def test_loading_resizes_the_position_embedding(class_token, target):
     assert got_classes.equal(classes)
 
 
-# ----------------------------------------------------- training behaviour
-
-
-@pytest.mark.parametrize('kind', ['v1', 'v2'])
-def test_repeats_bit_for_bit(kind):
-    net = backbone(eval_mode=False, mixer_cfg=dict(bimamba_type=kind))
-    x = images(16, 16)
-
-    def step():
-        net.zero_grad()
-        out = net(x)[0]
-        out.pow(3).sum().backward()
-        grads = [p.grad.clone() for p in net.parameters()]
-        return [out.detach(), *grads]
-
-    for a, b in zip(step(), step()):
-        assert a.equal(b)
-
-
-@pytest.mark.parametrize('kind', ['v1', 'v2'])
-@pytest.mark.parametrize('norm', ['transmamba.RMSNorm', 'LN'])
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast_stays_close_and_finite(kind, norm, dtype):
-    net = backbone(mixer_cfg=dict(bimamba_type=kind), norm_cfg=dict(type=norm))
-    x = images(16, 16)
-    expected = net(x)[0].detach()
-    with torch.autocast('cpu', dtype=dtype):
-        out = net(x)[0]
-    out.float().pow(3).sum().backward()
-    error = (out.float() - expected).abs().max() / expected.abs().max()
-    assert error < HALF_RELATIVE[dtype]
-    for parameter in net.parameters():
-        assert parameter.grad.dtype == torch.float32
-        assert parameter.grad.isfinite().all()
-
-
-@pytest.mark.parametrize('norm', ['transmamba.RMSNorm', 'LN'])
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
-def test_other_dtypes(dtype, norm):
-    net = backbone(out_type='raw', norm_cfg=dict(type=norm))
-    x = images(20, 24)
-    expected = net(x)[0].double()
-    net, streams = net.to(dtype), []
-    net.layers[0].register_forward_hook(lambda m, i, o: streams.append(o))
-    out = net(x.to(dtype))[0]
-    assert out.dtype == dtype
-    error = (out.double() - expected).abs().max() / expected.abs().max()
-    assert error < HALF_RELATIVE.get(dtype, 1e-5)
-    net.residual_in_fp32 = False
-    net(x.to(dtype))
-    wide = torch.promote_types(dtype, torch.float32)
-    assert [s.dtype for s in streams] == [wide, dtype]
-
-
-def test_drop_path_grows_and_acts_in_training_only():
-    x = images(16, 16, batch=8)
-    plain = backbone(out_type='raw')
-    net = backbone(out_type='raw', drop_path_rate=0.9)
-    rates = [layer.drop_path.drop_prob for layer in net.layers]
-    assert rates == pytest.approx([0.0, 0.9])
-    assert net(x)[0].equal(plain(x)[0])
-    assert not net.train()(x)[0].equal(plain(x)[0])
-
-
-def test_compiled_equals_eager():
-    net = backbone(depth=1)
-    x = images(16, 16)
-    expected = net(x)[0]
-    expected.sum().backward()
-    grads = [p.grad.clone() for p in net.parameters()]
-    net.zero_grad()
-    torch._dynamo.reset()
-    out = torch.compile(net, backend='eager')(x)[0]
-    out.sum().backward()
-    torch._dynamo.reset()
-    torch.testing.assert_close(out, expected, **CLOSE)
-    for parameter, grad in zip(net.parameters(), grads):
-        torch.testing.assert_close(parameter.grad, grad, **CLOSE)
-
-
-# --------------------------------------------- mmpretrain's conventions
-
-
-@pytest.mark.parametrize('class_token', CLASS_TOKENS)
-@pytest.mark.parametrize('stages', [-1, 0, 1, 3])
-def test_frozen_stages(stages, class_token):
-    net = backbone(
-        depth=3,
-        class_token=class_token,
-        frozen_stages=stages,
-        drop_rate=0.5,
-        out_type='raw',
-    )
-    assert net.train() is net
-    frozen = []
-    if stages >= 0:
-        frozen = ['pos_embed', 'cls_token', 'patch_embed.']
-        frozen += [f'layers.{i}.' for i in range(stages)]
-    frozen += ['norm_f.'] if stages == 3 else []
-    for name, parameter in net.named_parameters():
-        expected = not name.startswith(tuple(frozen))
-        assert parameter.requires_grad == expected, name
-    assert net.drop_after_pos.training == (stages < 0)
-    for i, layer in enumerate(net.layers):
-        assert layer.training == (i >= stages)
-    out = net(images(16, 16))[0]
-    if stages < 3:
-        out.pow(3).sum().backward()
-    for name, parameter in net.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, name
-
-
-def test_layer_depth_for_layerwise_learning_rates():
-    net = backbone(depth=3, out_indices=(0, 2))
-    depths = {
-        'pos_embed': 0,
-        'cls_token': 0,
-        'patch_embed.proj.weight': 0,
-        'layers.0.norm.weight': 1,
-        'layers.2.mixer.A_b_log': 3,
-        'norm_f.weight': 4,
-        'norm_layer0.weight': 4,
-    }
-    for name, depth in depths.items():
-        assert name in dict(net.named_parameters())
-        assert net.get_layer_depth(name) == (depth, 5)
-        prefixed = net.get_layer_depth(f'backbone.{name}', 'backbone.')
-        assert prefixed == (depth, 5)
+# ------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
@@ -555,198 +337,3 @@ def test_mistakes_are_named(kwargs, message):
         backbone(**kwargs)
     with pytest.raises(ValueError, match='an image of 16x3 is smaller'):
         backbone()(images(16, 3))
-
-
-# ------------------------------------------------- transfer and distill
-
-
-def plan_from(teacher, student, **kwargs):
-    weights = read_teacher(teacher.state_dict())
-    kwargs.setdefault('importance', 'first')
-    plan = Subcloner(student, weights, **kwargs).plan()
-    return plan, {e.name.removeprefix('backbone.'): e for e in plan.entries}
-
-
-def test_every_parameter_has_the_expected_role():
-    net = backbone(norm_cfg=dict(type='LN'), mixer_cfg=dict(bias=True))
-    roles = net.param_roles()
-    assert set(roles) == {name for name, _ in net.named_parameters()}
-    assert roles['patch_embed.proj.bias'] == 'patch_embed.bias'
-    assert roles['cls_token'] == 'cls_token'
-    assert roles['norm_f.weight'] == 'final_norm.weight'
-    layer = {
-        name.removeprefix('layers.1.'): role.removeprefix('layers.1.')
-        for name, role in roles.items()
-        if name.startswith('layers.1.')
-    }
-    assert layer['norm.bias'] == 'mixer_norm.bias'
-    assert layer['mixer.out_proj.bias'] == 'mixer_out.bias'
-    for suffix in ('', '_b'):
-        assert layer[f'mixer.conv1d{suffix}.weight'] == 'ssm.conv.weight'
-        assert layer[f'mixer.x_proj{suffix}.weight'] == 'ssm.x_proj.weight'
-        assert layer[f'mixer.dt_proj{suffix}.bias'] == 'ssm.dt_proj.bias'
-        assert layer[f'mixer.D{suffix}'] == f'ssm.D{suffix}'
-    assert layer['mixer.A_b_log'] == 'ssm.A_b_log'
-
-
-@pytest.mark.parametrize('class_token', CLASS_TOKENS)
-def test_subclones_a_vit_and_its_class_token(class_token):
-    teacher = build(vit_cfg(), seed=1)
-    out_type = 'avg_featmap' if class_token == 'none' else 'cls_token'
-    config = tiny_student(
-        dims=16, expand=1, class_token=class_token, out_type=out_type
-    )
-    student = build(config)
-    plan, entries = plan_from(teacher, student)
-    plan.apply(student)
-    ours, theirs = student.backbone, teacher.backbone
-    copied = {name for name, e in entries.items() if e.rule == 'copy'}
-    assert copied >= {
-        'patch_embed.proj.weight',
-        'patch_embed.proj.bias',
-        'pos_embed',
-        'layers.1.norm.weight',
-        'layers.1.mixer.out_proj.weight',
-        'norm_f.weight',
-        'head.fc.weight',
-        *ours.CLASS_TOKENS[class_token],
-    }
-    assert all('mixer.' not in n or 'out_proj' in n for n in copied)
-    slots = ours.class_token_slots(4, 4)
-    classes, patches = split_class_tokens(ours.pos_embed, slots)
-    assert patches.equal(theirs.pos_embed[:, 1:])
-    for i, name in enumerate(ours.CLASS_TOKENS[class_token]):
-        assert getattr(ours, name).equal(theirs.cls_token)
-        assert classes[:, i].equal(theirs.pos_embed[:, 0])
-    # The residual stream now starts as the teacher's does.
-    x = images(16, 16)
-    ours_in, theirs_in = [], []
-    ours.layers[0].register_forward_pre_hook(
-        lambda m, args: ours_in.append(args[0])
-    )
-    theirs.layers[0].register_forward_pre_hook(
-        lambda m, args: theirs_in.append(args[0])
-    )
-    student(x), teacher(x)
-    _, ours_patches = split_class_tokens(ours_in[0], slots)
-    torch.testing.assert_close(ours_patches, theirs_in[0][:, 1:], **CLOSE)
-    assert 0 < plan.coverage < 100
-
-
-def test_subclones_a_wider_teacher_onto_another_grid():
-    teacher = build(vit_cfg(dims=24, depth=3, img_size=24), seed=1)
-    student = build(tiny_student(dims=16))
-    plan, entries = plan_from(teacher, student)
-    rules = {name: entry.rule for name, entry in entries.items()}
-    assert rules['pos_embed'] == 'resize'
-    assert rules['cls_token'] == 'select'
-    assert rules['patch_embed.proj.weight'] == 'select'
-    assert rules['layers.0.mixer.in_proj.weight'] == 'fresh'
-    plan.apply(student)
-    # The class token's position is the first one of the teacher.
-    own = student.backbone.pos_embed[0, 8]
-    assert own.equal(teacher.backbone.pos_embed[0, 0, :16])
-
-
-@pytest.mark.parametrize(
-    'family', ['VisionTransformer', 'DistilledVisionTransformer', 'DeiT3']
-)
-def test_position_of_the_class_token_is_the_teachers(family):
-    """A distilled DeiT has a second token, DeiT III gives it no position."""
-    config = vit_cfg()
-    config['backbone']['type'] = family
-    if family.startswith('Distilled'):
-        config['backbone']['out_type'] = 'cls_token'
-    teacher = build(config, seed=1)
-    student = build(tiny_student(dims=16))
-    plan, entries = plan_from(teacher, student)
-    assert entries['pos_embed'].rule == 'copy'
-    plan.apply(student)
-    own, theirs = student.backbone.pos_embed[0, 8], teacher.backbone.pos_embed
-    if family == 'DeiT3':
-        assert own.eq(0).all()
-    else:
-        assert own.equal(theirs[0, 0])
-
-
-def test_state_space_from_attention_and_from_a_pretrained_vim():
-    teacher = build(vit_cfg(), seed=1)
-    student = build(tiny_student(dims=16))
-    _, entries = plan_from(teacher, student, ssm=build_ssm_source('attention'))
-    for name in ('x_proj', 'x_proj_b', 'in_proj'):
-        assert entries[f'layers.0.mixer.{name}.weight'].rule == 'attention'
-    pretrained = build(tiny_student(dims=16), seed=5).backbone.state_dict()
-    source = build_ssm_source('vim.pth', pretrained, conv_init='normal')
-    plan, entries = plan_from(teacher, student, ssm=source)
-    for name in (
-        'A_log',
-        'A_b_log',
-        'D_b',
-        'dt_proj_b.bias',
-        'in_proj.weight',
-    ):
-        assert entries[f'layers.0.mixer.{name}'].rule == 'ssm'
-    assert entries['layers.1.mixer.conv1d_b.weight'].rule == 'init'
-    plan.apply(student)
-    assert student.backbone.layers[1].mixer.A_b_log.equal(
-        pretrained['layers.1.mixer.A_b_log']
-    )
-
-
-@pytest.mark.parametrize('tap', ['out', 'inner', 'residual'])
-@pytest.mark.parametrize('class_token', CLASS_TOKENS)
-def test_records_show_the_patches_in_scan_order(class_token, tap):
-    net = backbone(class_token=class_token)
-    slots = net.class_token_slots(4, 4)
-    streams, shown = [], {}
-    net.layers[1].register_forward_pre_hook(
-        lambda m, args: streams.append(split_class_tokens(args[0], slots)[1])
-    )
-    taps = net.layers[1].mixer.taps
-    for name, module in (taps.inner if tap == 'inner' else taps.out).items():
-        module.register_forward_hook(
-            lambda m, args, out, name=name: shown.update({name: out})
-        )
-    recorder = DirectionTapsRecorder(tap)
-    recorder.initialize(net)
-    with recorder:
-        net(images(16, 16))
-    records = recorder.get_record_data()
-    assert [r.layer for r in records] == [0, 0, 1, 1]
-    for record in records[2:]:
-        places = net.class_token_positions(record.direction, 4, 4)
-        _, expected = split_class_tokens(shown[record.direction], places)
-        if tap == 'residual':
-            stream = streams[0]
-            reverse = record.direction == DIRECTIONS[1]
-            expected = expected + (stream.flip(1) if reverse else stream)
-        torch.testing.assert_close(record.tokens, expected, **CLOSE)
-
-
-@pytest.mark.parametrize('class_token', CLASS_TOKENS)
-def test_one_step_of_distillation(class_token, tmp_path):
-    out_type = 'avg_featmap' if class_token == 'none' else 'cls_token'
-    model = TransMambaDistill(
-        architecture=tiny_student(class_token=class_token, out_type=out_type),
-        teacher=tiny_teacher(),
-        distiller=tiny_distiller(),
-        teacher_ckpt=save_teacher(tmp_path / 'teacher.pth'),
-    )
-    model.init_weights()
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    inputs, samples = tiny_batch()
-    logged = []
-    for _ in range(2):
-        losses = model(inputs, samples, mode='loss')
-        total, log = model.parse_losses(losses)
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        logged.append(log)
-    assert {'student.loss', 'distill.loss_tm'} <= set(logged[0])
-    assert logged[1]['loss'] < logged[0]['loss']
-    for name, parameter in model.student.named_parameters():
-        assert parameter.isfinite().all(), name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any(), name

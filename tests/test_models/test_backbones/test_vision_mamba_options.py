@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from backbone_cases import CLOSE, images
 from golden_vim import (
     IGNORED,
     MaxOfTokens,
@@ -22,8 +23,6 @@ from transmamba_mm.models.class_tokens import join_class_tokens
 from transmamba_mm.models.official import CheckpointError
 from transmamba_mm.ops import invert_order, reorder
 
-# float32 noise of one small forward pass, relative to values near one.
-CLOSE = dict(rtol=1e-4, atol=1e-5)
 ROPES = (True, 'residual')
 WITH_FFN = dict(embed_dims=16, num_layers=3, ffn_ratio=2)
 
@@ -37,10 +36,6 @@ def backbone(seed=0, **kwargs):
     net = VisionMamba(patch_size=4, **kwargs)
     randomise(net, seed)
     return net.eval()
-
-
-def images(*size, batch=2):
-    return torch.randn(batch, 3, *size)
 
 
 # ------------------------------------------------------ rotary positions
