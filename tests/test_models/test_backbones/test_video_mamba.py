@@ -253,6 +253,7 @@ def test_taps_on_videos_sum_to_the_mixers_output(tap):
         (dict(tubelet_size=8), 'num_frames of 4 is less than tubelet_size 8'),
         (dict(tubelet_size=0), 'tubelet_size must be at least 1'),
         (dict(stride=0), 'stride must be at least 1'),
+        (dict(num_frames=None, tubelet_size=2), 'set num_frames, or leave'),
     ],
 )
 def test_mistakes_are_named(kwargs, message):
