@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transmamba_mm.registry import MODELS
 
 from ..layers import FFN, ConvPatchEmbed, DirectionTaps, PlainMambaMixer
+from ..scan_orders import fix_size
 from .base import TRUNC_NORMAL_INIT, MambaBackbone
 
 
@@ -292,6 +293,7 @@ class PlainMamba(MambaBackbone):
             tuple[Tensor, ...]: One tensor per ``out_indices``, shaped as
             ``out_type`` says.
         """
+        fix_size(x)
         x, grid = self.patch_embed(x)
         if self.pos_embed is not None:
             x = x + self._resize_positions(
