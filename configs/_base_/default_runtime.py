@@ -14,6 +14,8 @@ default_hooks = dict(
     visualization=dict(type='VisualizationHook', enable=False),
     # A run killed at any moment resumes to the same weights.
     epoch_seed=dict(type='transmamba.EpochSeedHook'),
+    # An EMA may start from an officially released file.
+    bare_file=dict(type='transmamba.BareFileHook'),
     # Checks a distillation config before the first iteration, then logs
     # similarities and weights; idle without a distiller.
     distill_monitor=dict(type='transmamba.DistillMonitor', interval=100),

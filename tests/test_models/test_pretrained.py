@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import tiny_runner
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmpretrain import get_model
 from official_files import (
     BACKBONES,
@@ -110,11 +111,25 @@ def pretrained_by_load_from(config, path):
     return runner.model
 
 
+def pretrained_by_load_from_with_ema(config, path):
+    folder = Path(path).parent / 'run'
+    hooks = [
+        dict(type='EMAHook', momentum=0.1),
+        dict(type='transmamba.BareFileHook'),
+    ]
+    runner = tiny_runner(folder, config, load_from=path, custom_hooks=hooks)
+    runner.call_hook('before_run')
+    runner.load_or_resume()
+    (ema,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    return ema.ema_model.module
+
+
 WAYS = [
     pretrained_by_init_cfg,
     pretrained_by_argument,
     pretrained_by_get_model,
     pretrained_by_load_from,
+    pretrained_by_load_from_with_ema,
 ]
 ways = pytest.mark.parametrize('way', WAYS)
 

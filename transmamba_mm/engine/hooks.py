@@ -1,5 +1,5 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""Hooks that make an interrupted run resume to the same result."""
+"""Hooks that make runs resume to the same result, and start from any file."""
 
 import os
 import os.path as osp
@@ -165,6 +165,22 @@ class EpochSeedHook(Hook):
     def _seed(runner: Runner, step: int) -> None:
         sequence = np.random.SeedSequence([runner.seed, step, get_rank()])
         _seed_all(int(sequence.generate_state(1)[0]))
+
+
+@HOOKS.register_module()
+class BareFileHook(Hook):
+    """Lets a run with an ``EMAHook`` start from any file by ``load_from``.
+
+    MMEngine takes a file without ``state_dict`` as a state dict, which a
+    released checkpoint may be, but ``EMAHook`` stops at it.
+    """
+
+    priority = 'VERY_HIGH'  # before the EMA, whose priority configs choose
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Puts the content where every hook looks for it."""
+        if 'state_dict' not in checkpoint:
+            checkpoint['state_dict'] = dict(checkpoint)
 
 
 def _seed_all(seed: int) -> None:
