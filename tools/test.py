@@ -108,6 +108,8 @@ def main() -> None:
     cli.set_launcher(cfg, args)
     merge_args(cfg, args)
     runner = cli.build_runner(cfg)
+    # Of random weights no score should be told.
+    cli.check_loading(runner, strict=True)
     if args.out is not None and args.out_item != 'metrics':
         dump = DumpResults(out_file_path=args.out)
         runner.test_evaluator.metrics.append(dump)

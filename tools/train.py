@@ -75,7 +75,9 @@ def main() -> None:
     cfg = cli.load_config(args)
     cli.set_launcher(cfg, args)
     merge_args(cfg, args)
-    cli.build_runner(cfg).train()
+    runner = cli.build_runner(cfg)
+    cli.check_loading(runner, strict=False)
+    runner.train()
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ from helpers import (
     tiny_student,
     tiny_teacher,
 )
+from mmengine.runner import load_checkpoint
 from torch import nn
 
 from transmamba_mm.distill import TransMambaDistill
@@ -191,3 +192,39 @@ def test_a_trainable_teacher_is_refused():
                 teacher_trainable=True,
             )
         )
+
+
+# ------------------------------------------------- weights of the student
+
+
+def test_a_checkpoint_of_the_student_alone_is_loaded(make, tmp_path):
+    path = str(tmp_path / 'x.pth')
+    student = make().student
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1)
+    torch.save(dict(state_dict=student.state_dict()), path)
+    model = make()
+    teacher = copy.deepcopy(model.teacher.state_dict())
+    load_checkpoint(model, path, strict=True)
+    for key, value in student.state_dict().items():
+        assert value.equal(model.student.state_dict()[key]), key
+    for key, value in teacher.items():
+        assert value.equal(model.teacher.state_dict()[key]), key
+    whole = model.state_dict()
+    make().load_state_dict(whole, strict=True)
+
+
+def test_a_checkpoint_of_something_else_is_refused(make, tmp_path):
+    path = str(tmp_path / 'x.pth')
+    model = make()
+    torch.save(dict(state_dict=dict(w=torch.ones(1))), path)
+    with pytest.raises(ValueError, match=r'holds nothing for'):
+        load_checkpoint(model, path)
+    torch.save(dict(state_dict=tiny_teacher_state()), path)
+    with pytest.raises(ValueError, match='unexpected'):
+        load_checkpoint(model, path)
+
+
+def tiny_teacher_state():
+    return MODELS.build(tiny_teacher()).state_dict()

@@ -19,6 +19,7 @@ from official_files import (
     classifier,
     convert,
     families,
+    lookalikes,
     official_file,
     positions,
 )
@@ -35,8 +36,8 @@ def test_a_backbone_starts_from_a_file(tmp_path, family, converted):
     path = official_file(tmp_path, family, model)
     if converted:
         path = convert(tmp_path, path, classifier(family))
-    for prefix in (dict(), dict(prefix='backbone.'), dict(prefix='backbone')):
-        start = dict(type='Pretrained', checkpoint=path, **prefix)
+    for prefix in (None, '', 'backbone.', 'backbone'):
+        start = dict(type='Pretrained', checkpoint=path, prefix=prefix)
         backbone = MODELS.build({**BACKBONES[family], 'init_cfg': start})
         backbone.init_weights()
         assert_same_features(backbone, model.backbone)
@@ -183,6 +184,43 @@ def test_a_file_made_by_hand_may_hold_a_part(tmp_path):
     torch.save({'backbone.ln1.bias': bias}, path)
     model = pretrained_by_get_model(classifier('plainmamba'), path)
     assert model.backbone.ln1.bias.equal(bias)
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_a_file_without_a_note_fits_or_is_refused(tmp_path, way):
+    """Such as PlainMamba's official ones, whose names are ours."""
+    path = str(tmp_path / 'x.pth')
+    model = build(classifier('plainmamba'))
+    torch.save(dict(state_dict=dict(model.state_dict())), path)
+    assert_same_logits(way(classifier('plainmamba'), path), model)
+    wider = classifier('plainmamba', arch=dict(embed_dims=32, num_layers=2))
+    with pytest.raises(CheckpointError, match='of another shape: pos_embed'):
+        way(wider, path)
+    with pytest.raises(CheckpointError, match='unexpected: patch_embed'):
+        way(classifier('vim'), path)
+
+
+@pytest.mark.parametrize('way', WAYS[1:])
+@lookalikes
+def test_the_class_token_shows_whose_file_it_is(tmp_path, family, other, way):
+    path = str(tmp_path / 'x.pth')
+    model = build(classifier(family))
+    place = dict(vim='middle', videomamba='head')[family]
+    trained = positions(SIDE, DIMS, place, 0, seed=5)
+    model.backbone.pos_embed.data.copy_(trained)
+    torch.save(dict(state_dict=dict(model.state_dict())), path)
+    assert_same_logits(way(classifier(family), path), model)
+    with pytest.raises(CheckpointError, match=f"in place '{place}'"):
+        way(classifier(other), path)
+
+
+@ways
+def test_a_distillation_run_needs_its_student_taken_out(tmp_path, way):
+    path = str(tmp_path / 'x.pth')
+    student = nn.ModuleDict(dict(architecture=build(classifier('vim'))))
+    torch.save(dict(state_dict=student.state_dict()), path)
+    with pytest.raises(CheckpointError, match=r'tools/export_student\.py'):
+        way(classifier('vim'), path)
 
 
 def test_torch_loads_a_part_if_asked_to():

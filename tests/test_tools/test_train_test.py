@@ -189,6 +189,33 @@ def test_mistakes_are_named_in_one_line(
     assert message in lines[0]
 
 
+@pytest.mark.parametrize(
+    ('tool', 'args', 'message'),
+    [
+        ('test.py', ['toy.py', 'toy.py'], "'toy.py' cannot be read: it is da"),
+        (
+            'train.py',
+            ['toy.py', '--cfg-options', 'load_from=toy.py'],
+            "checkpoint 'toy.py' cannot be read: it is damaged",
+        ),
+        (
+            'test.py',
+            [
+                *('toy.py', 'work_dirs/toy/epoch_1.pth', '--cfg-options'),
+                'model.head.num_classes=3',
+            ],
+            "'work_dirs/toy/epoch_1.pth' is of another model.",
+        ),
+    ],
+)
+def test_checkpoints_that_do_not_load(project, tool, args, message):
+    """No score is told of weights that were not loaded."""
+    log = run_tool(project, tool, *args, fails=True)
+    assert f'error: checkpoint {message}' in log or f'error: {message}' in log
+    assert 'Traceback' not in log
+    assert 'accuracy/top1' not in log
+
+
 def test_print_config(project, monkeypatch, capsys):
     options = ['--cfg-options', 'train_cfg.max_epochs=7']
     monkeypatch.chdir(project)

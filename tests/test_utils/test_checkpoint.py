@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from transmamba_mm.compat.environment import version_tuple
 from transmamba_mm.utils.checkpoint import (
+    read_checkpoint,
     read_state_dict,
     strip_prefix,
     unwrap_state_dict,
@@ -45,6 +47,45 @@ def test_averaged_weights_are_read_if_asked_for(tmp_path):
     assert read_state_dict(path, ema=True)['w'] == 1
     with pytest.raises(ValueError, match=r'no averaged.*model_ema'):
         unwrap_state_dict(dict(model=last), ema=True)
+
+
+class Stranger:
+    """Not data."""
+
+
+def _damaged(path, kind):
+    torch.save(dict(w=torch.rand(1000)), path)
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            'half': whole[: len(whole) // 2],
+            'empty': b'',
+            'page': b'<html>404</html>',
+            'noise': bytes(range(256)) * 4,
+        }[kind]
+    )
+
+
+@pytest.mark.parametrize('kind', ['half', 'empty', 'page', 'noise'])
+def test_damaged_files_are_named(tmp_path, kind):
+    path = tmp_path / 'x.pth'
+    _damaged(path, kind)
+    with pytest.raises(ValueError, match=r'x\.pth.*is damaged.*again') as info:
+        read_checkpoint(str(path))
+    assert 'weights_only' not in str(info.value)
+
+
+@pytest.mark.skipif(
+    version_tuple(torch.__version__) < (2, 6),
+    reason='older versions of PyTorch read any pickle',
+)
+def test_files_of_more_than_data_are_named(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save(dict(w=Stranger()), path)
+    with pytest.raises(ValueError, match=r'x\.pth.*more than data.*Stranger'):
+        read_checkpoint(str(path))
+    with pytest.raises(ValueError, match='path or URL, got None'):
+        read_checkpoint(None)
 
 
 def test_files_of_the_net_run_no_code(tmp_path, monkeypatch):

@@ -15,7 +15,6 @@ Example::
 """
 
 import argparse
-import pickle
 
 import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
 from transmamba_mm.apis import convert_official
@@ -62,11 +61,6 @@ def main() -> None:
     args = parser.parse_args()
     try:
         out = convert_official(**vars(args))
-    except pickle.UnpicklingError as error:
-        raise cli.UsageError(
-            f"'{args.checkpoint}' holds more than data, or is no checkpoint, "
-            f'and is not loaded: {error}'
-        ) from error
     except (FileNotFoundError, ValueError) as error:
         raise cli.UsageError(str(error)) from error
     print(f'weights: {out}')

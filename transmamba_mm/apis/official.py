@@ -61,9 +61,9 @@ def convert_official(
 
     Raises:
         FileNotFoundError: If the checkpoint or the config does not exist.
-        pickle.UnpicklingError: If the file holds more than data.
-        ValueError: If the config has no such backbone, or the checkpoint
-            does not fit it or belongs to another family.
+        ValueError: If the file cannot be read or holds more than data, the
+            config has no such backbone, or the checkpoint does not fit it or
+            belongs to another family.
     """
     source = Source(
         read_checkpoint(checkpoint),

@@ -1,6 +1,7 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Stage two as an mmrazor algorithm."""
 
+from collections import OrderedDict
 from typing import Optional, Union
 
 import torch
@@ -17,6 +18,8 @@ from transmamba_mm.utils.checkpoint import read_state_dict
 # Not part of a teacher: preprocessing constants, and the buffers that
 # mmpretrain's EMA used to write beside the weights.
 _IGNORED_PREFIXES = ('data_preprocessor.', 'ema_')
+
+_STUDENT = 'architecture.'
 
 
 @MODELS.register_module()
@@ -93,6 +96,7 @@ class TransMambaDistill(SingleTeacherDistill):
         for module in self.distiller.modules():
             if hasattr(module, 'prepare_from_models'):
                 module.prepare_from_models(self.student, self.teacher)
+        self._register_load_state_dict_pre_hook(self._accept_student)
 
     # ------------------------------------------------------ the teacher
 
@@ -131,6 +135,39 @@ class TransMambaDistill(SingleTeacherDistill):
             ) from error
         # Keeps BaseModule.init_weights from initialising it anew.
         self.teacher._is_init = True
+
+    def _accept_student(self, state_dict: dict, prefix: str, *args) -> None:
+        """Lets a checkpoint of the student alone be loaded, in place.
+
+        All else keeps its values. Without this, MMEngine would load nothing
+        and only print the names.
+        """
+        if any(key.startswith(f'{prefix}{_STUDENT}') for key in state_dict):
+            return
+        student = OrderedDict(state_dict)
+        student._metadata = getattr(state_dict, '_metadata', None) or {}
+        if prefix or not student:
+            return
+        # What the student would do in its own `load_state_dict`.
+        for hook in self.student._load_state_dict_pre_hooks.values():
+            hook(student, '', {}, True, [], [], [])
+        if not student.keys() & self.student.state_dict().keys():
+            raise ValueError(
+                f'the checkpoint holds nothing for {type(self).__name__}, '
+                f'whose weights start with {_STUDENT!r}, nor for its student '
+                f'{type(self.student).__name__}: its tensors are '
+                f'{", ".join(list(state_dict)[:4])}, ...'
+            )
+        rest = {
+            key: value
+            for key, value in self.state_dict().items()
+            if not key.startswith(_STUDENT)
+        }
+        state_dict.clear()
+        state_dict.update(rest)
+        state_dict.update(
+            (f'{_STUDENT}{key}', value) for key, value in student.items()
+        )
 
     def train(self, mode: bool = True) -> 'TransMambaDistill':
         """Sets the mode of all but the teacher, which stays in eval mode."""

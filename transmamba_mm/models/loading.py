@@ -25,6 +25,7 @@ from .official import (
     NOTE,
     CheckpointError,
     Source,
+    check_class_token,
     check_converted,
     check_layout,
     check_official,
@@ -72,7 +73,7 @@ def find_tensors(
             logger='current',
             level=logging.WARNING,
         )
-    return unwrap_state_dict(source.content, source.path or 'file', ema)
+    return unwrap_state_dict(source.content, source.path or 'given', ema)
 
 
 def name_as_classifier(
@@ -119,6 +120,11 @@ def to_classifier_names(
     Raises:
         CheckpointError: If a file belongs to another family.
     """
+    if any(key.startswith('architecture.') for key in state_dict):
+        raise CheckpointError(
+            f'{source} is of a distillation run, with student and teacher: '
+            f'take the student out with tools/export_student.py'
+        )
     state_dict = drop_ema_buffers(state_dict)
     metadata = getattr(state_dict, '_metadata', None) or {}
     if any(key.startswith(_BACKBONE) for key in state_dict):
@@ -250,8 +256,8 @@ def check_match(
             f'{source} does not fit {type(module).__name__}; '
             f'{"; ".join(problems)}. Check that the preset (depth, width), '
             f'the number of classes, the patches and the image size are '
-            f'those of the file. (To load a part of it, use torch: '
-            f'model.load_state_dict(dict(state_dict), strict=False).)'
+            f'those of the file. (To load a part of it, save that alone: a '
+            f'plain dict of tensors need not hold all.)'
         )
 
 
@@ -272,7 +278,9 @@ def load_backbone(
     """
     source = Source(read_checkpoint(path), path)
     state_dict = find_tensors(backbone, source)
-    prefix = _BACKBONE if prefix is None else f'{prefix.rstrip(".")}.'
+    if prefix == '' or prefix is None:
+        prefix = _BACKBONE  # tensors of a backbone alone get it, too
+    prefix = f'{prefix.rstrip(".")}.'
     if prefix == _BACKBONE:
         state_dict = to_classifier_names(backbone, state_dict, source)
     elif not any(key.startswith(prefix) for key in state_dict):
@@ -299,10 +307,10 @@ def filter_classifier_state(
 ) -> None:
     """Makes a checkpoint fit the classifier around a backbone, in place.
 
-    MMEngine loads without ``strict`` and only warns of what does not fit. So
-    the backbone's part of an official file, or of a state dict that notes a
-    layout, is checked here. What a user has put together, which has no note,
-    is left to the loader: it may hold some of the tensors only.
+    MMEngine only warns of what does not fit. So the backbone's part of an
+    official file, or of a state dict that notes a layout, is checked here.
+    What a user has put together, which has no note, may lack tensors, but
+    none may be of another shape or name, or clearly of another model.
 
     Args:
         backbone (MambaBackbone): The backbone of the classifier.
@@ -329,8 +337,6 @@ def filter_classifier_state(
         whole = True
     for key in content.keys() - drop_ema_buffers(content).keys():
         state_dict.pop(key, None)
-    if not whole:
-        return
     part = {
         key[len(own) :]: state_dict.pop(key)
         for key in list(state_dict)
@@ -338,6 +344,9 @@ def filter_classifier_state(
     }
     notes = strip_prefix(content, own)._metadata
     part, fresh = settle(backbone, fit(backbone, part, notes), source)
+    if not whole:
+        check_class_token(backbone, part, source)
+        fresh = backbone.state_dict()
     check_match(backbone, part, source, fresh)
     state_dict.update((f'{own}{key}', value) for key, value in part.items())
 

@@ -261,6 +261,30 @@ def check_official(
     check_layout(backbone, backbone.OFFICIAL.layout, source)
 
 
+def check_class_token(
+    backbone: 'MambaBackbone', tensors: Mapping[str, Tensor], source: Source
+) -> None:
+    """Refuses weights whose class token clearly stands elsewhere.
+
+    For weights that note no layout, as somebody has put them together.
+
+    Raises:
+        CheckpointError: If the position embedding shows it.
+    """
+    own = backbone.layout.get('class_token')
+    positions = tensors.get('pos_embed')
+    if own not in ('head', 'middle') or positions is None:
+        return
+    place = class_token_place(positions) if positions.dim() == 3 else None
+    if place not in (None, own):
+        raise CheckpointError(
+            f'{source} belongs to another model than this '
+            f'{type(backbone).__name__}: its position embedding has the class '
+            f'token in place {place!r}, not {own!r}, as Vim (middle) and '
+            f'VideoMamba (head) differ. Use the backbone that belongs to it'
+        )
+
+
 def lookup(owner: Any, name: str) -> Any:
     """An entry of a mapping or an attribute; None if there is none."""
     if isinstance(owner, Mapping):

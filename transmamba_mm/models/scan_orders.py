@@ -9,6 +9,7 @@ a new order is one function with ``@SCAN_ORDERS.register_module()``.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -105,6 +106,16 @@ def scan_order(name: str, *grid: int, device: str = 'cpu') -> Tensor:
             f"unknown scan order '{name}'; registered: {', '.join(known)}"
         )
     return _cached_order(name, fn, grid, device)[0]
+
+
+def fix_size(images: Tensor) -> None:
+    """Makes torch.compile take the size of images (B, C, H, W) as constant.
+
+    From the second size on it would make it a symbol, for which there are no
+    tables of scan orders. So there is a graph for every size.
+    """
+    for side in images.shape[2:]:
+        operator.index(side)
 
 
 @cached_tensors(maxsize=256)

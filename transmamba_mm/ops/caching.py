@@ -2,6 +2,7 @@
 """Tensors that are computed once and kept."""
 
 import functools
+import operator
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,15 +41,25 @@ def cached_tensors(maxsize: int) -> Callable:
             with lasting_tensors():
                 return make(*args)
 
-        @functools.wraps(make)
-        def get(*args: Any) -> tuple[Tensor, ...]:
+        def constant(*args: Any) -> tuple[Tensor, ...]:
             return cached(*args)
 
         # torch.compile then calls the function once, as it is, and its graph
         # refers to the result, which must not be a bare tensor.
         # `torch.compiler.assume_constant_result` sets nothing else, but
         # imports the compiler, which takes a second.
-        get._dynamo_marked_constant = True
+        constant._dynamo_marked_constant = True
+
+        @functools.wraps(make)
+        def get(*args: Any) -> tuple[Tensor, ...]:
+            # To torch.compile, the second size that it sees is a symbol.
+            return constant(
+                *(
+                    operator.index(value) if isinstance(value, int) else value
+                    for value in args
+                )
+            )
+
         return get
 
     return decorate

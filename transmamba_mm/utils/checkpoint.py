@@ -2,6 +2,8 @@
 """Reading state dicts from the checkpoint files of several code bases."""
 
 import os.path as osp
+import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +15,8 @@ from torch import Tensor
 _WRAPPERS = ('state_dict', 'model', 'module')
 _AVERAGED = 'model_ema'
 _PARALLEL = 'module.'
+#: What reading a file raises that is damaged, or holds more than data.
+UNREADABLE = (pickle.UnpicklingError, EOFError, OSError, RuntimeError)
 
 
 def read_checkpoint(path: str) -> Any:
@@ -30,8 +34,41 @@ def read_checkpoint(path: str) -> Any:
 
     Raises:
         FileNotFoundError: If a local path does not exist.
-        pickle.UnpicklingError: If the file holds other objects.
+        ValueError: If the file is damaged, is no checkpoint, or holds other
+            objects.
     """
+    if not isinstance(path, str):
+        raise ValueError(f'checkpoint must be a path or URL, got {path!r}')
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        raise
+    except UNREADABLE as error:
+        raise ValueError(explain_unreadable(path, error)) from error
+
+
+def explain_unreadable(path: str, error: Exception) -> str:
+    """Says why a checkpoint could not be read, and what to do.
+
+    Args:
+        path (str): The file.
+        error (Exception): What reading it raised, one of :data:`UNREADABLE`.
+    """
+    found = re.search(r'GLOBAL \S+|attribute .+', str(error))
+    if found:
+        return (
+            f"checkpoint '{path}' holds more than data, {found[0]}, and is "
+            f'not loaded: it could run any code. If you trust it, store its '
+            f'tensors alone in a new file'
+        )
+    # PyTorch's own text proposes to run the code in the file.
+    return (
+        f"checkpoint '{path}' cannot be read: it is damaged, or no "
+        f'checkpoint. Download or copy it again ({type(error).__name__})'
+    )
+
+
+def _read(path: str) -> Any:
     if '://' not in path and not osp.isfile(path):
         raise FileNotFoundError(
             f"checkpoint '{path}' does not exist; give the path or URL of a "

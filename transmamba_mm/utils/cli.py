@@ -21,6 +21,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from transmamba_mm.compat import prepare_cpu_launch
+from transmamba_mm.utils.checkpoint import UNREADABLE, explain_unreadable
 
 __all__ = [
     'UsageError',
@@ -28,6 +29,7 @@ __all__ = [
     'add_common_arguments',
     'build_runner',
     'check_config_keys',
+    'check_loading',
     'check_local_file',
     'enable_amp',
     'load_config',
@@ -307,6 +309,35 @@ def enable_amp(cfg: Config) -> None:
     else:
         wrapper.type = 'AmpOptimWrapper'
     wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def check_loading(runner: Runner, strict: bool) -> None:
+    """Make the runner refuse a checkpoint that it cannot load, in one line.
+
+    Args:
+        runner (Runner): The runner, modified in place.
+        strict (bool): Whether all of the model has to be in the file, and
+            all of the file in the model. MMEngine only prints what is not.
+    """
+    load = runner.load_checkpoint
+
+    def checked(filename: str, *args, **kwargs) -> dict:
+        try:
+            return load(filename, *args, **{'strict': strict, **kwargs})
+        except FileNotFoundError:
+            raise
+        except ValueError as error:  # of a model that says what does not fit
+            raise UsageError(str(error)) from error
+        except UNREADABLE as error:
+            if str(error).startswith('The model and loaded state dict'):
+                detail = f"'{filename}' is of another model. {error}"
+            elif type(error) is RuntimeError and 'zip' not in str(error):
+                raise
+            else:
+                detail = explain_unreadable(filename, error)
+            raise UsageError(detail) from error
+
+    runner.load_checkpoint = checked
 
 
 def build_runner(cfg: Config) -> Runner:

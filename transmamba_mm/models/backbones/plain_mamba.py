@@ -33,6 +33,7 @@ from ..checks import (
 )
 from ..layers import FFN, ConvPatchEmbed, DirectionTaps, PlainMambaMixer
 from ..layers.norm import build_token_norm
+from ..scan_orders import fix_size
 from .base import TRUNC_NORMAL_INIT, MambaBackbone
 
 
@@ -315,6 +316,7 @@ class PlainMamba(MambaBackbone):
             ValueError: If ``x`` is no images.
         """
         check_images(x)
+        fix_size(x)
         x, grid = self.patch_embed(x)
         if self.pos_embed is not None:
             x = x + self._resize_positions(

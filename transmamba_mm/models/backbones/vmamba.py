@@ -42,6 +42,7 @@ from ..layers.vmamba_blocks import (
     build_downsample,
 )
 from ..official import OfficialFormat
+from ..scan_orders import fix_size
 from .base import TRUNC_NORMAL_INIT, MambaBackbone
 from .vmamba_state_dict import convert_vmamba_state_dict
 
@@ -418,6 +419,7 @@ class VMamba(MambaBackbone):
         Raises:
             ValueError: If an image is too small for the stages.
         """
+        fix_size(x)
         x, grid = self.patch_embed(x)
         if self.pos_embed is not None:
             x = x + self._resize_positions(
