@@ -73,3 +73,52 @@ def test_tool(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_tool_here(monkeypatch, tool, config, '--shape', 1, 2, 3, 4)
     assert 'at most three numbers' in capsys.readouterr().err
+
+
+CONFIG = """
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='transmamba.PlainMamba',
+        arch=dict(embed_dims=8, num_layers=1),
+        img_size=16,
+        patch_size=4,
+    ),
+    head=dict(type='LinearClsHead', num_classes=2, in_channels=8),
+)
+"""
+
+
+@pytest.mark.parametrize('stem', ['conv', 'patch'])
+def test_tool_reads_the_channels(tmp_path, monkeypatch, capsys, stem):
+    config = tmp_path / 'grey.py'
+    config.write_text(CONFIG)
+    options = ['model.backbone.in_channels=1', f'model.backbone.stem={stem}']
+    args = (config, '--shape', 16, '--cfg-options', *options)
+    run_tool_here(monkeypatch, 'analysis_tools/get_flops', *args)
+    assert 'input       1x16x16' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (('--shape', '-5'), '--shape takes numbers from 1 on, got -5'),
+        (('--shape', '32', '0'), '--shape takes numbers from 1 on, got 32 0'),
+        (
+            ('--cfg-options', 'model.backbone.arch=huge'),
+            "unknown PlainMamba arch 'huge'",
+        ),
+        (
+            ('--cfg-options', 'model.backbone.directions=up,'),
+            "unknown scan order 'up'",
+        ),
+        (('--cfg-options', 'model.backbone.img=3'), "argument 'img'"),
+    ],
+)
+def test_mistakes_of_the_tool(tmp_path, monkeypatch, capsys, args, message):
+    config = tmp_path / 'config.py'
+    config.write_text(CONFIG)
+    with pytest.raises(SystemExit) as stop:
+        run_tool_here(monkeypatch, 'analysis_tools/get_flops', config, *args)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from transmamba_mm.models import PlainMamba
+from transmamba_mm.models import PlainMamba, VMamba
 from transmamba_mm.models.layers.plain_mamba_mixer import move_rows
 from transmamba_mm.models.scan_orders import scan_order
 from transmamba_mm.registry import SCAN_ORDERS
@@ -144,13 +144,54 @@ def test_a_registered_order_works_by_name_alone(registered):
     torch.testing.assert_close(total, seen['mixer'], **CLOSE)
 
 
-def test_an_order_that_misses_tokens_is_refused(registered):
+@pytest.mark.parametrize(
+    ('order', 'got'),
+    [
+        (lambda h, w: list(range(h * w)), 'a list'),
+        (lambda h, w: None, 'a NoneType'),
+        (lambda h, w: torch.arange(h * w).float(), r'torch\.float32 of shape'),
+        (lambda h, w: torch.arange(h * w).int(), r'torch\.int32 of shape'),
+        (lambda h, w: torch.arange(h * w + 1), r'of shape \(\d+,\)'),
+        (lambda h, w: torch.arange(h * w).view(h, w), r'shape \(\d, \d\)'),
+        (lambda h, w: torch.zeros(h * w).long(), 'repeats or misses some'),
+        (lambda h, w: torch.arange(h * w) + 1, 'repeats or misses some'),
+        (lambda h, w: torch.arange(h * w) - 1, 'repeats or misses some'),
+    ],
+)
+def test_what_is_no_permutation_is_refused(registered, order, got):
+    name = registered('test_wrong', order)
+    message = f"order 'test_wrong' must return a LongTensor.* got .*{got}"
+    with pytest.raises(ValueError, match=message):
+        scan_order(f'{name}:2', 2, 3)
+
+
+@pytest.mark.parametrize('backbone', [PlainMamba, VMamba])
+def test_an_order_that_misses_tokens_is_refused(registered, backbone):
     name = registered('test_twice', lambda h, w: torch.zeros(h * w).long())
-    net = PlainMamba(
-        arch=dict(embed_dims=8, num_layers=1),
-        img_size=16,
-        patch_size=4,
-        directions=(name,),
-    )
-    with pytest.raises(ValueError, match='exactly once'):
+    arch = dict(embed_dims=8, num_layers=1)
+    if backbone is VMamba:
+        arch = dict(embed_dims=8, depths=(1,))
+    net = backbone(arch, patch_size=4, directions=(name,))
+    with pytest.raises(ValueError, match=r"'test_twice' .* 4x4.* once"):
         net(torch.randn(1, 3, 16, 16))
+
+
+def test_an_order_is_made_and_checked_once_per_grid(registered):
+    calls = []
+
+    def order(h, w):
+        calls.append((h, w))
+        return torch.arange(h * w)
+
+    name = registered('test_counted', order)
+    for _ in range(3):
+        scan_order(name, 4, 7)
+        scan_order(name, 4, 8)
+    assert calls == [(4, 7), (4, 8)]
+
+
+def test_an_order_made_for_a_model_without_values(registered):
+    name = registered('test_default_device', diagonal)
+    with torch.device('meta'):
+        net = VMamba(dict(embed_dims=8, depths=(1,)), directions=(name,))
+    assert net.scan_order(name, 1, 1).tolist() == [0]

@@ -12,12 +12,33 @@ Example::
 
 import argparse
 
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
 from transmamba_mm.apis import get_flops
 from transmamba_mm.registry import MODELS
 from transmamba_mm.utils import cli
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build the model of a config, or the student of a distillation."""
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    try:
+        model = MODELS.build(cfg.model)
+    except (KeyError, TypeError, ValueError) as error:
+        message = error.args[0] if error.args else repr(error)
+        raise cli.UsageError(f'cannot build the model: {message}') from error
+    return getattr(model, 'student', model)
+
+
+def in_channels(model: nn.Module) -> int:
+    """Channels of a model's input: those of its first convolution, or 3."""
+    backbone = getattr(model, 'backbone', model)
+    convs = (m for m in backbone.modules() if isinstance(m, _ConvNd))
+    return next((conv.in_channels for conv in convs), 3)
 
 
 def main() -> None:
@@ -40,12 +61,14 @@ def main() -> None:
     args = parser.parse_args()
     if len(args.shape) > 3:
         raise cli.UsageError('--shape takes at most three numbers: T H W')
+    if min(args.shape) < 1:
+        raise cli.UsageError(
+            f'--shape takes numbers from 1 on, got '
+            f'{" ".join(map(str, args.shape))}'
+        )
     size = args.shape * 2 if len(args.shape) == 1 else args.shape
-    cfg = cli.load_config(args)
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    model = MODELS.build(cfg.model)
-    model = getattr(model, 'student', model)
-    shape = (3, *size)
+    model = build_model(cli.load_config(args))
+    shape = (in_channels(model), *size)
     try:
         flops = get_flops(model, shape)
     except ValueError as error:

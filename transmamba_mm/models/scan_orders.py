@@ -11,6 +11,7 @@ a new order is one function with ``@SCAN_ORDERS.register_module()``.
 import math
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,14 +96,16 @@ def scan_order(name: str, *grid: int, device: str = 'cpu') -> Tensor:
     Raises:
         KeyError: If no scan order of that name is registered.
         TypeError: If the order is not defined on such a grid.
+        ValueError: If the order is no permutation of the tokens.
     """
-    fn = SCAN_ORDERS.get(name.partition(':')[0])
+    name = name.partition(':')[0]
+    fn = SCAN_ORDERS.get(name)
     if fn is None:
         known = sorted(SCAN_ORDERS.module_dict)
         raise KeyError(
             f"unknown scan order '{name}'; registered: {', '.join(known)}"
         )
-    return _cached_order(fn, grid, device)[0]
+    return _cached_order(name, fn, grid, device)[0]
 
 
 def fix_size(images: Tensor) -> None:
@@ -117,6 +120,27 @@ def fix_size(images: Tensor) -> None:
 
 @cached_tensors(maxsize=256)
 def _cached_order(
-    fn: Callable[..., Tensor], grid: tuple[int, ...], device: str
+    name: str, fn: Callable[..., Tensor], grid: tuple[int, ...], device: str
 ) -> tuple[Tensor]:
-    return (fn(*grid).to(device),)
+    # Not where `torch.device` says, which may be a place without values.
+    with torch.device('cpu'):
+        order = fn(*grid)
+        _check_order(name, order, grid)
+    return (order.to(device),)
+
+
+def _check_order(name: str, order: Any, grid: tuple[int, ...]) -> None:
+    length = math.prod(grid)
+    if not isinstance(order, Tensor):
+        got = f'a {type(order).__name__}'
+    elif order.dtype != torch.int64 or order.shape != (length,):
+        got = f'{order.dtype} of shape {tuple(order.shape)}'
+    elif not order.cpu().sort().values.equal(torch.arange(length)):
+        got = 'one that repeats or misses some'
+    else:
+        return
+    raise ValueError(
+        f"scan order '{name}' must return a LongTensor ({length},) on a grid "
+        f'{"x".join(map(str, grid))}, with each raster index 0..{length - 1} '
+        f'exactly once, got {got}'
+    )

@@ -157,8 +157,6 @@ def test_sizes_of_the_mixer_are_checked(name, kwargs, wrong):
 @pytest.mark.parametrize('change', [lambda x: x[0], lambda x: x.unsqueeze(2)])
 @every_backbone
 def test_inputs_of_other_dimensions_are_refused(name, kwargs, change):
-    if name == 'PlainMamba':
-        pytest.skip('its stems leave that to PyTorch')
     x = change(inputs(kwargs))
     with pytest.raises(ValueError, match=r'\(B, C.* got'):
         build(name, kwargs)(x)

@@ -388,6 +388,25 @@ def test_find_mamba_backbone():
         (dict(out_indices=2), ValueError, 'out_indices holds 2'),
         (dict(out_indices=(0, -3)), ValueError, 'out_indices holds -3'),
         (dict(patch_size=5), ValueError, "stem='patch' for odd sizes"),
+        (dict(patch_size=(8, 4)), ValueError, r'an integer, got \(8, 4\)'),
+        (dict(stem='patch', patch_size=0), ValueError, 'at least 1, got 0'),
+        (dict(stem='patch', img_size=0), ValueError, 'at least 1, got 0'),
+        (dict(norm_cfg=dict(type='BN')), ValueError, 'tokens .*RMSNorm'),
+        *(
+            (
+                dict(arch=dict(embed_dims=8, num_layers=3, **{key: value})),
+                ValueError,
+                f'{key} must be .*{rule}, got ',
+            )
+            for key, value, rule in (
+                ('layers_with_dwconv', (7, -1), r'each in 0\.\.2'),
+                ('layers_with_dwconv', (3,), r'each in 0\.\.2'),
+                ('layers_with_dwconv', (-1,), r'each in 0\.\.2'),
+                ('layers_with_dwconv', 1, r'each in 0\.\.2'),
+                ('num_convs_patch_embed', -1, 'at least 0'),
+                ('num_convs_patch_embed', '1', 'an integer'),
+            )
+        ),
     ],
 )
 def test_mistakes_are_named(kwargs, error, message):

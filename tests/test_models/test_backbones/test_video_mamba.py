@@ -254,6 +254,13 @@ def test_taps_on_videos_sum_to_the_mixers_output(tap):
         (dict(tubelet_size=0), 'tubelet_size must be at least 1'),
         (dict(stride=0), 'stride must be at least 1'),
         (dict(num_frames=None, tubelet_size=2), 'set num_frames, or leave'),
+        (
+            dict(num_frames=None, keep_temporal=True),
+            'keep_temporal=True .*set',
+        ),
+        (dict(num_frames=0), 'num_frames must be at least 1, got 0'),
+        (dict(num_frames='4'), "num_frames must be an integer, got '4'"),
+        (dict(tubelet_size='1'), "tubelet_size must be an integer, got '1'"),
     ],
 )
 def test_mistakes_are_named(kwargs, message):

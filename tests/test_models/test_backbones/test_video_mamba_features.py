@@ -177,7 +177,7 @@ def test_frames_of_masked_videos():
 
 
 def test_pooled_images():
-    net = image_backbone(out_type='pooled', keep_temporal=True)
+    net = image_backbone(out_type='pooled')
     assert net(torch.randn(2, 3, 16, 16))[0].shape == (2, 1, DIMS)
 
 

@@ -330,6 +330,10 @@ def test_loading_resizes_the_position_embedding(class_token, target):
         (dict(stride=0), 'stride must be at least 1, got 0'),
         (dict(img_size=(16, 3)), 'img_size 16x3 is smaller than a patch'),
         (dict(mixer_cfg=dict(bimamba_type='v3')), "'v1' or 'v2', got 'v3'"),
+        (dict(mixer_cfg=dict(d_conv=0)), 'd_conv must be at least 1, got 0'),
+        (dict(mixer_cfg=dict(dt_min=0)), 'dt_min must be above 0'),
+        (dict(patch_size=(4, 0)), r'patch_size must be at least 1, got \(4'),
+        (dict(stride=1.5), r'stride must be \(H, W\), or .* got 1\.5'),
     ],
 )
 def test_mistakes_are_named(kwargs, message):

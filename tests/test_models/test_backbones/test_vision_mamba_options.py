@@ -301,6 +301,9 @@ def test_heads_of_official_models():
             dict(rope=True, arch=dict(embed_dims=18, num_layers=1)),
             'a multiple of 4, got 18',
         ),
+        (dict(rope=True, rope_span=0), 'rope_span must be above 0, got 0'),
+        (dict(rope_span=-14), 'rope_span must be above 0, got -14'),
+        (dict(rope=True, rope_span='14'), "rope_span must be .* got '14'"),
         (
             dict(class_token='none', out_type='cls_token'),
             "set out_type='avg_featmap'",

@@ -266,9 +266,16 @@ def test_widths_may_be_given_for_each_stage():
             'stages of 8 and 16 channels',
         ),
         (dict(arch=small_arch(dims=(8, 16))), 'each of the 3 stages'),
-        (dict(arch=small_arch(depths=(1, 0))), 'at least one block'),
+        *(
+            (dict(arch=small_arch(depths=depths)), 'depths must .* got ')
+            for depths in ((1, 0), (1, -1), (), 3, '123', (1.0,), (True,))
+        ),
+        (dict(arch=small_arch(dims=(8, 0, 8))), r'embed_dims must .* \(8, 0'),
+        (dict(arch=small_arch(dims=1)), 'embed_dims must be at least 2'),
+        (dict(arch=small_arch(conv_size=-1)), 'conv_size must be at least 0'),
         (dict(patch_size=3), 'must be even and at least 4, got 3'),
-        (dict(img_size=(16, 0)), 'image of 16x0 is smaller than a patch'),
+        (dict(img_size=16, patch_size=64), 'img_size 16x16 is smaller'),
+        (dict(patch_size=(4, 4)), r'patch_size must be an integer, got \(4'),
         (dict(out_type='cls_token'), "no out_type 'cls_token'"),
         (dict(out_indices=3), 'out_indices holds 3, but VMamba has 3 stages'),
         (dict(directions=('raster',) * 2), 'each once'),

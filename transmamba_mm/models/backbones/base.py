@@ -11,7 +11,7 @@ import copy
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Union
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..checks import check_int, check_number, is_int
 from ..class_tokens import join_class_tokens, split_class_tokens
 from ..layers import DirectionTaps
 from ..layers.taps import Grid, active_taps, recomputation_contexts
@@ -67,6 +68,8 @@ class MambaBackbone(BaseModule):
         ARCH_OPTIONS (dict[str, Any]): Keys that an ``arch`` may leave out,
             with their defaults. The keys it must have are
             :attr:`ARCH_KEYS`.
+        ARCH_CHECKS (dict[str, Callable]): By key of an ``arch``, what gets
+            the key and its value, and returns the value or complains.
         FAMILY (str): Name of the model family, for checkpoints.
         OFFICIAL (OfficialFormat): What the checkpoints that the authors
             released are like; see also :meth:`convert_official`.
@@ -103,6 +106,9 @@ class MambaBackbone(BaseModule):
     ARCHS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     ARCH_KEYS: ClassVar[tuple[str, ...]] = ('embed_dims', 'num_layers')
     ARCH_OPTIONS: ClassVar[Mapping[str, Any]] = {}
+    ARCH_CHECKS: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = dict(
+        embed_dims=check_int, num_layers=check_int
+    )
     FAMILY: ClassVar[str] = ''
     OFFICIAL: ClassVar[OfficialFormat] = OfficialFormat()
     OPTIONAL_KEYS: ClassVar[str] = r'norm_layer\d+\.'
@@ -124,7 +130,7 @@ class MambaBackbone(BaseModule):
             )
         self._asked_out_indices = out_indices
         self.out_type = out_type
-        self.frozen_stages = frozen_stages
+        self.frozen_stages = check_int('frozen_stages', frozen_stages, -1)
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self._register_state_dict_hook(note_layout)
@@ -271,12 +277,12 @@ class MambaBackbone(BaseModule):
         """Looks a preset up and fills in a dict's optional keys.
 
         Raises:
-            ValueError: If there is no such preset, or a key is missing or
-                unknown.
+            ValueError: If there is no such preset, or a key is missing,
+                unknown, or has a wrong value.
         """
         name = type(self).__name__
         if not isinstance(arch, Mapping):
-            if arch not in self.ARCHS:
+            if not isinstance(arch, str) or arch not in self.ARCHS:
                 raise ValueError(
                     f'unknown {name} arch {arch!r}; choose from '
                     f'{", ".join(self.ARCHS)}, or pass a dict with '
@@ -289,11 +295,15 @@ class MambaBackbone(BaseModule):
                 f'a custom {name} arch needs the keys {sorted(required)} and '
                 f'may have {sorted(optional)}, got {sorted(arch)}'
             )
-        return copy.deepcopy({**self.ARCH_OPTIONS, **arch})
+        arch = copy.deepcopy({**self.ARCH_OPTIONS, **arch})
+        for key, check in self.ARCH_CHECKS.items():
+            if key in arch:
+                arch[key] = check(key, arch[key])
+        return arch
 
     def _drop_path_rates(self, last: float) -> list[float]:
         """Stochastic depth of each layer, growing linearly from 0."""
-        if not 0 <= last < 1:
+        if not 0 <= check_number('drop_path_rate', last, 0) < 1:
             raise ValueError(
                 f'drop_path_rate must be at least 0 and below 1, got {last}'
             )
@@ -325,11 +335,11 @@ class MambaBackbone(BaseModule):
     def _resolve_out_indices(self) -> tuple[int, ...]:
         """Turns the asked ``out_indices`` into non-negative ones."""
         asked = self._asked_out_indices
-        asked = [asked] if isinstance(asked, int) else asked
+        asked = [asked] if is_int(asked) else asked
         if (
             not isinstance(asked, Sequence)
             or not asked
-            or not all(isinstance(index, int) for index in asked)
+            or not all(map(is_int, asked))
         ):
             raise ValueError(
                 f'out_indices must be an integer or several, got {asked!r}'

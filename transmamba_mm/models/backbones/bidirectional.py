@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Optional, Union
 import torch
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, ModuleList
-from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
 
+from ..checks import check_number
 from ..class_tokens import join_class_tokens, split_class_tokens
 from ..layers import FFN, BidirectionalMixer, DirectionTaps
+from ..layers.norm import build_token_norm
 from ..layers.precision import widened
 from ..layers.taps import Grid
 from .base import MambaBackbone
@@ -50,12 +51,12 @@ class BidirectionalBlock(BaseModule):
         ffn_ratio: float = 0.0,
     ) -> None:
         super().__init__()
-        self.norm = build_norm_layer(norm_cfg, embed_dims)
+        self.norm = build_token_norm(norm_cfg, embed_dims)
         self.mixer = BidirectionalMixer(embed_dims, **mixer_cfg)
         self.drop_path = DropPath(drop_path_rate)
         self.norm2 = self.ffn = None
         if ffn_ratio:
-            self.norm2 = build_norm_layer(norm_cfg, embed_dims)
+            self.norm2 = build_token_norm(norm_cfg, embed_dims)
             self.ffn = FFN(embed_dims, ffn_ratio, drop_path_rate)
 
     def forward(
@@ -201,7 +202,9 @@ class BidirectionalBackbone(MambaBackbone):
             if abs_pos_embed
             else None
         )
-        self.drop_after_pos = nn.Dropout(drop_rate)
+        self.drop_after_pos = nn.Dropout(
+            check_number('drop_rate', drop_rate, 0, 1)
+        )
 
         norm_cfg = norm_cfg or arch['norm_cfg']
         rates = self._drop_path_rates(drop_path_rate)
@@ -216,13 +219,13 @@ class BidirectionalBackbone(MambaBackbone):
             for rate in rates
         )
         self.directions = self.layers[0].mixer.directions
-        self.norm_f = build_norm_layer(norm_cfg, dims) if final_norm else None
+        self.norm_f = build_token_norm(norm_cfg, dims) if final_norm else None
         # Outputs of earlier layers have a norm of their own; the last
         # layer's is `norm_f`.
         for index in self.out_indices:
             if index != depth - 1:
                 self.add_module(
-                    f'norm_layer{index}', build_norm_layer(norm_cfg, dims)
+                    f'norm_layer{index}', build_token_norm(norm_cfg, dims)
                 )
 
     @torch.no_grad()

@@ -12,18 +12,27 @@ registered scan orders.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar, Optional, Union
 
 import torch
 from mmcv.cnn.bricks import DropPath
 from mmcv.cnn.bricks.transformer import PatchEmbed
 from mmengine.model import BaseModule, ModuleList
-from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
 
 from transmamba_mm.registry import MODELS
 
+from ..checks import (
+    check_directions,
+    check_images,
+    check_int,
+    check_ints,
+    check_number,
+    check_pair,
+)
 from ..layers import FFN, ConvPatchEmbed, DirectionTaps, PlainMambaMixer
+from ..layers.norm import build_token_norm
 from ..scan_orders import fix_size
 from .base import TRUNC_NORMAL_INIT, MambaBackbone
 
@@ -55,12 +64,12 @@ class PlainMambaLayer(BaseModule):
         with_dwconv: bool,
     ) -> None:
         super().__init__()
-        self.norm = build_norm_layer(norm_cfg, embed_dims)
+        self.norm = build_token_norm(norm_cfg, embed_dims)
         self.mamba = PlainMambaMixer(embed_dims, directions, **mixer_cfg)
         self.drop_path = DropPath(drop_path_rate)
         self.norm2 = self.ffn = self.dw = None
         if ffn_ratio:
-            self.norm2 = build_norm_layer(norm_cfg, embed_dims)
+            self.norm2 = build_token_norm(norm_cfg, embed_dims)
             self.ffn = FFN(embed_dims, ffn_ratio, drop_path_rate, drop_rate)
         if with_dwconv:
             self.dw = nn.Sequential(
@@ -134,12 +143,15 @@ class PlainMamba(MambaBackbone):
 
     Raises:
         KeyError: If a direction is no registered scan order.
-        ValueError: If ``arch``, ``stem``, ``directions``, ``out_type`` or
-            ``out_indices`` is not supported.
+        ValueError: If a setting is not supported.
     """
 
     ARCH_OPTIONS: ClassVar[dict] = dict(
         num_convs_patch_embed=1, layers_with_dwconv=()
+    )
+    ARCH_CHECKS: ClassVar[dict] = dict(
+        MambaBackbone.ARCH_CHECKS,
+        num_convs_patch_embed=partial(check_int, minimum=0),
     )
     ARCHS: ClassVar[dict[str, dict]] = {
         'L1': dict(embed_dims=192, num_layers=24, layers_with_dwconv=(0,)),
@@ -225,8 +237,15 @@ class PlainMamba(MambaBackbone):
         dims, depth = arch['embed_dims'], arch['num_layers']
         self.embed_dims = dims
         self.layer_dims = (dims,) * depth
-        self.directions = tuple(directions)
+        self.directions = check_directions(directions)
         self.out_indices = self._resolve_out_indices()
+        with_dwconv = check_ints(
+            'layers_with_dwconv', arch['layers_with_dwconv'], 0, depth - 1
+        )
+        in_channels = check_int('in_channels', in_channels)
+        patch_size = check_int('patch_size', patch_size)
+        img_size = check_pair('img_size', img_size)
+        check_number('drop_rate', drop_rate, 0, 1)
 
         if stem == 'conv':
             self.patch_embed = ConvPatchEmbed(
@@ -264,7 +283,7 @@ class PlainMamba(MambaBackbone):
                 ffn_ratio=ffn_ratio,
                 drop_path_rate=rates[i],
                 drop_rate=drop_rate,
-                with_dwconv=i in arch['layers_with_dwconv'],
+                with_dwconv=i in with_dwconv,
             )
             for i in range(depth)
         )
@@ -292,7 +311,11 @@ class PlainMamba(MambaBackbone):
         Returns:
             tuple[Tensor, ...]: One tensor per ``out_indices``, shaped as
             ``out_type`` says.
+
+        Raises:
+            ValueError: If ``x`` is no images.
         """
+        check_images(x)
         fix_size(x)
         x, grid = self.patch_embed(x)
         if self.pos_embed is not None:

@@ -143,8 +143,8 @@ class VideoMamba(BidirectionalBackbone):
             in whole tubelets (n = T) instead of one for all. With
             ``'cls_cat_avg'`` it is then the sum, too, as in the original. It
             splits the patches evenly, so with a mask the means are those of
-            the frames only if as many patches are kept in each. Defaults to
-            False.
+            the frames only if as many patches are kept in each. Needs
+            ``num_frames``. Defaults to False.
         pool_norm (bool): Whether ``out_type='pooled'`` ends with a LayerNorm
             (``add_pool_norm`` of the original). Defaults to True.
         out_indices (Sequence[int] | int): See :class:`MambaBackbone`.
@@ -159,9 +159,7 @@ class VideoMamba(BidirectionalBackbone):
             official start values.
 
     Raises:
-        ValueError: If ``arch``, ``mixer_cfg``, ``stride``, ``img_size``,
-            ``num_frames``, ``tubelet_size``, ``pool_type``, ``out_type`` or
-            ``out_indices`` is not supported.
+        ValueError: If a setting is not supported.
     """
 
     ARCHS: ClassVar[dict[str, dict]] = {
@@ -217,10 +215,10 @@ class VideoMamba(BidirectionalBackbone):
             input_size=img_size,
         )
         if num_frames is None:
-            if tubelet_size != 1:
+            if tubelet_size != 1 or keep_temporal:
                 raise ValueError(
-                    f'tubelet_size {tubelet_size} is for videos: set '
-                    f'num_frames, or leave it out for images'
+                    f'tubelet_size={tubelet_size!r} and {keep_temporal=} are '
+                    f'for videos: set num_frames, or leave both out'
                 )
             patch_embed = partial(OverlapPatchEmbed, **embed_cfg)
         else:
@@ -482,7 +480,7 @@ class VideoMamba(BidirectionalBackbone):
 
     def _means(self, patches: Tensor, grid: Grid) -> Tensor:
         """Mean of all patches (B, 1, C), or of each frame's (B, T, C)."""
-        if not self.keep_temporal or self.num_frames is None:
+        if not self.keep_temporal:
             return patches.mean(dim=1, keepdim=True)
         frames = grid[0] * self.tubelet_size
         if patches.shape[1] % frames:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from transmamba_mm.registry import MODELS
 
+from ..checks import check_positive
 from ..class_tokens import split_class_tokens
 from ..layers import OverlapPatchEmbed, RotaryPositions
 from ..layers.taps import Grid
@@ -127,9 +128,7 @@ class VisionMamba(BidirectionalBackbone):
             official start values.
 
     Raises:
-        ValueError: If ``arch``, ``class_token``, ``rope``, ``mixer_cfg``,
-            ``stride``, ``img_size``, ``out_type`` or ``out_indices`` is not
-            supported.
+        ValueError: If a setting is not supported.
     """
 
     ARCHS: ClassVar[dict[str, dict]] = {
@@ -221,6 +220,7 @@ class VisionMamba(BidirectionalBackbone):
             init_cfg=init_cfg,
         )
         self._check_rope(rope)
+        check_positive('rope_span', rope_span)
         self.rope_residual = rope == 'residual'
         self.rope = (
             RotaryPositions(

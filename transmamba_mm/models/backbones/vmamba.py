@@ -27,6 +27,13 @@ from torch import Tensor, nn
 
 from transmamba_mm.registry import MODELS
 
+from ..checks import (
+    check_directions,
+    check_int,
+    check_ints,
+    check_number,
+    is_sequence,
+)
 from ..layers import DirectionTaps
 from ..layers.vmamba_blocks import (
     NoDownsample,
@@ -63,6 +70,20 @@ _VANILLA = dict(
     downsample='v1',
 )
 _STUDENT = dict(embed_dims=96, depths=(2, 2, 9, 2), d_state=16, ssm_ratio=2.0)
+
+
+def _check_depths(name: str, value: Any) -> tuple[int, ...]:
+    if not is_sequence(value) or not value:
+        raise ValueError(
+            f'{name} must name at least one block for each stage, got '
+            f'{value!r}'
+        )
+    return check_ints(name, value)
+
+
+def _check_dims(name: str, value: Any) -> Union[int, tuple[int, ...]]:
+    check = check_ints if is_sequence(value) else check_int
+    return check(name, value)
 
 
 @MODELS.register_module()
@@ -120,8 +141,7 @@ class VMamba(MambaBackbone):
 
     Raises:
         KeyError: If a direction is no registered scan order.
-        ValueError: If ``arch``, ``directions``, ``patch_size``,
-            ``img_size``, ``out_type`` or ``out_indices`` is not supported.
+        ValueError: If a setting is not supported.
     """
 
     ARCH_KEYS = ('embed_dims', 'depths')
@@ -144,6 +164,9 @@ class VMamba(MambaBackbone):
         patch_norm=True,
         pos_embed=False,
         downsample='v3',
+    )
+    ARCH_CHECKS: ClassVar[dict] = dict(
+        embed_dims=_check_dims, depths=_check_depths
     )
     ARCHS: ClassVar[dict[str, dict]] = {
         'tiny-s1l8': dict(embed_dims=96, depths=(2, 2, 8, 2)),
@@ -244,7 +267,7 @@ class VMamba(MambaBackbone):
         )
         arch = self._resolve_arch(arch)
         self.arch = arch
-        self.depths = tuple(arch['depths'])
+        self.depths = arch['depths']
         self.stage_dims = self._stage_dims(arch['embed_dims'])
         self.layer_dims = tuple(
             dims
@@ -252,7 +275,8 @@ class VMamba(MambaBackbone):
             for _ in range(depth)
         )
         self.embed_dims = self.stage_dims[-1]
-        self.directions = tuple(directions)
+        self.directions = check_directions(directions)
+        check_number('drop_rate', drop_rate, 0, 1)
         self.out_indices = self._resolve_out_indices()
 
         self.patch_embed = VMambaStem(
@@ -314,11 +338,6 @@ class VMamba(MambaBackbone):
         self, embed_dims: Union[int, Sequence[int]]
     ) -> tuple[int, ...]:
         """The width of each stage."""
-        if not self.depths or min(self.depths) < 1:
-            raise ValueError(
-                f'depths must name at least one block for each stage, got '
-                f'{self.depths}'
-            )
         if isinstance(embed_dims, int):
             return tuple(embed_dims * 2**i for i in range(len(self.depths)))
         if len(embed_dims) != len(self.depths):
@@ -326,7 +345,7 @@ class VMamba(MambaBackbone):
                 f'embed_dims must be one width, or one for each of the '
                 f'{len(self.depths)} stages of depths, got {embed_dims}'
             )
-        return tuple(embed_dims)
+        return embed_dims
 
     @property
     def num_outputs(self) -> int:

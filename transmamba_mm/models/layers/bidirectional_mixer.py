@@ -18,6 +18,7 @@ from transmamba_mm.ops import (
     selective_scan,
 )
 
+from ..checks import check_int
 from .directional_mixer import DirectionalMixer
 from .linear import Linear
 from .precision import widened
@@ -85,6 +86,7 @@ class BidirectionalMixer(DirectionalMixer):
             embed_dims, directions, d_state, expand, dt_rank, bias
         )
         self.bimamba_type = bimamba_type
+        d_conv = check_int('d_conv', d_conv)
         self.divide_out = divide_out and bimamba_type == 'v2'
         self._add_direction('', d_conv, conv_bias)
         init_step_sizes(self.dt_proj, dt_min, dt_max)

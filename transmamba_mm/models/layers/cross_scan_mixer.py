@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transmamba_mm.ops import linear, multi_scan
 from transmamba_mm.ops.caching import cached_tensors
 
+from ..checks import check_int
 from ..scan_orders import scan_order
 from .directional_mixer import DirectionalMixer
 from .precision import widened
@@ -182,7 +183,7 @@ class CrossScanMixer(DirectionalMixer):
         super().__init__(
             embed_dims, directions, d_state, expand, dt_rank, bias, gated
         )
-        if conv_size > 1 and conv_size % 2 == 0:
+        if check_int('conv_size', conv_size, 0) > 1 and conv_size % 2 == 0:
             raise ValueError(f'conv_size must be odd, got {conv_size}')
         self.gated, self.gate_act = gated, gate_act
         self.conv2d = None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from transmamba_mm.ops import linear
 
+from ..checks import check_directions, check_int, check_width
 from ..scan_orders import scan_order
 from .linear import Linear
 from .taps import DirectionTaps, Grid
@@ -58,31 +59,16 @@ class DirectionalMixer(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.embed_dims = embed_dims
-        self.directions = tuple(directions)
-        if not directions or len(set(directions)) < len(directions):
-            raise ValueError(
-                f'directions must name at least one scan order, each once '
-                f"(a second one is called e.g. 'raster:2'), got {directions}"
-            )
+        self.directions = check_directions(directions)
         for direction in self.directions:
             scan_order(direction, 1, 1)  # an unknown name fails here
-        self.d_inner = int(expand * embed_dims)
-        self.d_state = d_state
+        self.d_inner = check_width(
+            'expand (ssm_ratio of VMamba)', expand, embed_dims
+        )
+        self.d_state = check_int('d_state', d_state)
         if dt_rank is None:
             dt_rank = math.ceil(embed_dims / 16)
-        self.dt_rank = dt_rank
-        for name, value in (('d_state', d_state), ('dt_rank', dt_rank)):
-            if not isinstance(value, int) or value < 1:
-                default = ', or None' if name == 'dt_rank' else ''
-                raise ValueError(
-                    f'{name} must be a positive integer{default}, got '
-                    f'{value!r}'
-                )
-        if self.d_inner < 1:
-            raise ValueError(
-                f'expand (ssm_ratio of VMamba) must leave a channel of '
-                f'{embed_dims}, got {expand}'
-            )
+        self.dt_rank = check_int('dt_rank', dt_rank, instead=', or None')
         self.in_proj = Linear(
             embed_dims, (2 if gated else 1) * self.d_inner, bias=bias
         )

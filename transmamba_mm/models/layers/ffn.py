@@ -3,6 +3,7 @@
 
 from mmcv.cnn.bricks.transformer import FFN as _FFN
 
+from ..checks import check_width
 from .linear import Linear
 
 
@@ -14,6 +15,9 @@ class FFN(_FFN):
         ratio (float): Hidden width over ``embed_dims``.
         drop_path_rate (float): Stochastic depth rate. Defaults to 0.
         drop_rate (float): Dropout after both layers. Defaults to 0.
+
+    Raises:
+        ValueError: If ``ratio`` leaves no channel.
     """
 
     def __init__(
@@ -25,7 +29,7 @@ class FFN(_FFN):
     ) -> None:
         super().__init__(
             embed_dims,
-            int(ratio * embed_dims),
+            check_width('ffn_ratio', ratio, embed_dims, ', or 0 for no FFN'),
             act_cfg=dict(type='GELU'),
             ffn_drop=drop_rate,
             dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),

@@ -1,12 +1,16 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """The patch embeddings of PlainMamba, Vim and VideoMamba."""
 
+import logging
 from typing import Union
 
 from mmcv.cnn.bricks.transformer import AdaptivePadding
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
+
+from ..checks import check_images, check_int, check_pair
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int, **kwargs) -> list:
@@ -102,8 +106,8 @@ class OverlapPatchEmbed(BaseModule):
             ``init_out_size`` is computed. Defaults to 224.
 
     Raises:
-        ValueError: If the image is smaller than a patch, or ``stride`` than
-            one.
+        ValueError: If the image is smaller than a patch, or a size less
+            than one.
     """
 
     def __init__(
@@ -115,12 +119,18 @@ class OverlapPatchEmbed(BaseModule):
         input_size: Union[int, tuple[int, int]] = 224,
     ) -> None:
         super().__init__()
-        stride = to_2tuple(stride)
-        if min(stride) < 1:
-            raise ValueError(f'stride must be at least 1, got {min(stride)}')
-        self.patch_size = to_2tuple(patch_size)
+        self.patch_size = check_pair('patch_size', patch_size)
+        stride = check_pair('stride', stride)
+        if stride[0] > self.patch_size[0] or stride[1] > self.patch_size[1]:
+            print_log(
+                f'stride {stride} is larger than patch_size '
+                f'{self.patch_size}: the pixels between patches are not seen',
+                logger='current',
+                level=logging.WARNING,
+            )
+        in_channels = check_int('in_channels', in_channels)
         self.proj = self._make_proj(in_channels, embed_dims, stride)
-        size = to_2tuple(input_size)
+        size = check_pair('img_size', input_size)
         self._check_size('img_size', size)
         self.init_out_size = tuple(
             (side - patch) // step + 1
@@ -148,10 +158,7 @@ class OverlapPatchEmbed(BaseModule):
         Returns:
             tuple: Tokens (B, h*w, embed_dims) in raster order, and (h, w).
         """
-        if x.dim() != 4:
-            raise ValueError(
-                f'images must be (B, C, H, W), got {tuple(x.shape)}'
-            )
+        check_images(x)
         self._check_size('an image of', tuple(x.shape[2:]))
         x = self.proj(x)
         return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])
@@ -193,17 +200,14 @@ class TubeletPatchEmbed(OverlapPatchEmbed):
         num_frames: int = 8,
         tubelet_size: int = 1,
     ) -> None:
-        if tubelet_size < 1:
-            raise ValueError(
-                f'tubelet_size must be at least 1, got {tubelet_size}'
-            )
         # First, as the projection made there needs it.
-        self.tubelet_size = tubelet_size
+        self.tubelet_size = check_int('tubelet_size', tubelet_size)
         super().__init__(
             in_channels, embed_dims, patch_size, stride, input_size
         )
+        num_frames = check_int('num_frames', num_frames)
         self._check_frames('num_frames of', num_frames)
-        self.init_steps = num_frames // tubelet_size
+        self.init_steps = num_frames // self.tubelet_size
 
     def _make_proj(
         self, in_channels: int, embed_dims: int, stride: tuple[int, int]

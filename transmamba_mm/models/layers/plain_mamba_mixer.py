@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transmamba_mm.ops import multi_scan
 from transmamba_mm.ops.caching import cached_tensors
 
+from ..checks import check_int
 from ..scan_orders import scan_order
 from .directional_mixer import DirectionalMixer
 from .linear import Linear
@@ -90,7 +91,7 @@ class PlainMambaMixer(DirectionalMixer):
             none. Defaults to 0.
 
     Raises:
-        ValueError: If ``conv_size`` is even.
+        ValueError: If ``conv_size`` is even, or a size is not supported.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class PlainMambaMixer(DirectionalMixer):
         super().__init__(
             embed_dims, directions, d_state, expand, dt_rank, bias
         )
-        if conv_size % 2 == 0:
+        if check_int('conv_size', conv_size) % 2 == 0:
             raise ValueError(f'conv_size must be odd, got {conv_size}')
         self.conv2d = nn.Conv2d(
             self.d_inner,

@@ -60,7 +60,15 @@ def step_size_bias(
 
     Returns:
         Tensor: A bias of the shape asked for.
+
+    Raises:
+        ValueError: If there is no step size between the ends.
     """
+    if not 0 < dt_min <= dt_max:
+        raise ValueError(
+            f'dt_min must be above 0 and at most dt_max, got {dt_min} and '
+            f'{dt_max}'
+        )
     span = math.log(dt_max) - math.log(dt_min)
     dt = torch.exp(torch.rand(*shape) * span + math.log(dt_min))
     dt.clamp_(min=dt_floor)

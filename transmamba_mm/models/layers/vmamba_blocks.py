@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
-from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
+from ..checks import check_images, check_int, check_pair, check_width
 from .cross_scan_mixer import CrossScanMixer, build_activation
 from .linear import Linear
 from .taps import Grid
@@ -78,6 +78,9 @@ class VMambaStem(nn.Sequential):
         norm: bool,
         input_size: Union[int, tuple[int, int]],
     ) -> None:
+        in_channels = check_int('in_channels', in_channels)
+        patch_size = check_int('patch_size', patch_size)
+        size = check_pair('img_size', input_size)
         modules = OrderedDict()
         if version == 'v1':
             modules['0'] = nn.Conv2d(
@@ -92,7 +95,8 @@ class VMambaStem(nn.Sequential):
                     f'must be even and at least 4, got {patch_size}; use '
                     f"patch_embed='v1' for others"
                 )
-            half, middle = patch_size // 2, embed_dims // 2
+            half = patch_size // 2
+            middle = check_int('embed_dims', embed_dims, 2) // 2
             kwargs = dict(kernel_size=half + 1, stride=half, padding=1)
             modules['0'] = nn.Conv2d(in_channels, middle, **kwargs)
             if norm:
@@ -109,12 +113,12 @@ class VMambaStem(nn.Sequential):
         self.stride = math.prod(
             conv.stride[0] for conv in self if isinstance(conv, nn.Conv2d)
         )
-        self.init_out_size = self._out_size(to_2tuple(input_size))
+        self.init_out_size = self._out_size(size, 'img_size')
 
-    def _out_size(self, size: Sequence[int]) -> tuple[int, int]:
+    def _out_size(
+        self, size: Sequence[int], name: str = 'an image of'
+    ) -> tuple[int, int]:
         """The grid of an image of this size."""
-        if len(size) != 2:
-            raise ValueError(f'img_size must be (H, W), got {tuple(size)}')
         grid = tuple(size)
         for module in self:
             if isinstance(module, nn.Conv2d):
@@ -126,8 +130,8 @@ class VMambaStem(nn.Sequential):
                 )
             if min(grid) < 1:
                 raise ValueError(
-                    f'an image of {size[0]}x{size[1]} is smaller than a '
-                    f'patch: use larger images or a smaller patch_size'
+                    f'{name} {size[0]}x{size[1]} is smaller than a patch: '
+                    f'use larger images or a smaller patch_size'
                 )
         return grid
 
@@ -137,10 +141,7 @@ class VMambaStem(nn.Sequential):
         Returns:
             tuple: Tokens (B, h*w, embed_dims) in raster order, and (h, w).
         """
-        if x.dim() != 4:
-            raise ValueError(
-                f'images must be (B, C, H, W), got {tuple(x.shape)}'
-            )
+        check_images(x)
         self._out_size(x.shape[2:])
         return _to_tokens(super().forward(x))
 
@@ -310,7 +311,7 @@ class VMambaBlock(BaseModule):
             self.norm2 = nn.LayerNorm(embed_dims)
             self.mlp = VMambaMlp(
                 embed_dims,
-                int(mlp_ratio * embed_dims),
+                check_width('mlp_ratio', mlp_ratio, embed_dims, ', or 0'),
                 gated_mlp,
                 mlp_act,
                 drop_rate,
