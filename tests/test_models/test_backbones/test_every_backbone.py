@@ -186,8 +186,14 @@ def test_compiles_without_a_graph_break(name, kwargs):
     if 'ffn_ratio' in str(kwargs) and torch.__version__ < '2.6':
         pytest.skip("PyTorch breaks the graph at mmcv's FFN")
     net = build(name, kwargs, out_type='raw')
-    compiled = torch.compile(net, backend='aot_eager', fullgraph=True)
-    # To the compiler, sizes are symbols from the second on.
+    # To the compiler, sizes are symbols from the second on; old ones have to
+    # be told that they are not.
+    compiled = torch.compile(
+        net,
+        backend='aot_eager',
+        fullgraph=True,
+        dynamic=False if torch.__version__ < '2.6' else None,
+    )
     for size in ((16, 16), (20, 28), (32, 12)):
         x = inputs(kwargs, *size)
         grads = []
