@@ -175,7 +175,8 @@ def test_wrong_shapes_are_named(shapes, message):
 @given(
     st.integers(1, 3),
     st.integers(1, 90),
-    st.integers(1, 50),
+    # In fewer channels all sums over the tokens may cancel; see test_channels.
+    st.integers(8, 50),
     st.integers(2, 4),
     st.booleans(),
 )
