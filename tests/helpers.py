@@ -9,7 +9,9 @@ import sys
 import uuid
 from pathlib import Path
 
+import pytest
 import torch
+from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -334,3 +336,22 @@ def assert_distillation_learns(student: dict, tmp_path) -> None:
         assert parameter.isfinite().all(), name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
+
+
+def assert_trains_on_one_batch(cfg) -> None:
+    """One step of a config, whose model has been made small."""
+    cfg.model.data_preprocessor = cfg.data_preprocessor
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    std = model.head.fc.weight.std().item()
+    assert std == pytest.approx(0.02, rel=0.1)
+    model.train()
+    batch = dict(
+        inputs=[torch.randint(0, 256, (3, 64, 64)) for _ in range(2)],
+        data_samples=[DataSample().set_gt_label(i) for i in range(2)],
+    )
+    data = model.data_preprocessor(batch, training=True)
+    total, _ = model.parse_losses(model(**data, mode='loss'))
+    total.backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), key

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import assert_trains_on_one_batch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATA_SAMPLERS, DefaultScope
 from mmpretrain.registry import MODELS
-from mmpretrain.structures import DataSample
 
 from transmamba_mm.models import VideoMamba
 
@@ -171,18 +171,4 @@ def test_training_on_one_batch(name):
     cfg = read(name)
     cfg.model.backbone.arch = dict(embed_dims=24, num_layers=2)
     cfg.model.head.in_channels = 24
-    cfg.model.data_preprocessor = cfg.data_preprocessor
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    std = model.head.fc.weight.std().item()
-    assert std == pytest.approx(0.02, rel=0.1)
-    model.train()
-    batch = dict(
-        inputs=[torch.randint(0, 256, (3, 64, 64)) for _ in range(2)],
-        data_samples=[DataSample().set_gt_label(i) for i in range(2)],
-    )
-    data = model.data_preprocessor(batch, training=True)
-    total, _ = model.parse_losses(model(**data, mode='loss'))
-    total.backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad.isfinite().all(), key
+    assert_trains_on_one_batch(cfg)

@@ -213,6 +213,8 @@ def test_a_checkpoint_of_the_student_alone_is_loaded(make, tmp_path):
         assert value.equal(model.teacher.state_dict()[key]), key
     whole = model.state_dict()
     make().load_state_dict(whole, strict=True)
+    part = {k: v for k, v in whole.items() if k.startswith('distiller.')}
+    assert not make().load_state_dict(part, strict=False).unexpected_keys
 
 
 def test_a_checkpoint_of_something_else_is_refused(make, tmp_path):

@@ -20,6 +20,7 @@ from transmamba_mm.utils.checkpoint import read_state_dict
 _IGNORED_PREFIXES = ('data_preprocessor.', 'ema_')
 
 _STUDENT = 'architecture.'
+_PARTS = (_STUDENT, 'teacher.', 'distiller.')
 
 
 @MODELS.register_module()
@@ -142,12 +143,12 @@ class TransMambaDistill(SingleTeacherDistill):
         All else keeps its values. Without this, MMEngine would load nothing
         and only print the names.
         """
-        if any(key.startswith(f'{prefix}{_STUDENT}') for key in state_dict):
+        if prefix or not state_dict:
             return
+        if any(key.startswith(_PARTS) for key in state_dict):
+            return  # of a distillation, or a part of one
         student = OrderedDict(state_dict)
         student._metadata = getattr(state_dict, '_metadata', None) or {}
-        if prefix or not student:
-            return
         # What the student would do in its own `load_state_dict`.
         for hook in self.student._load_state_dict_pre_hooks.values():
             hook(student, '', {}, True, [], [], [])

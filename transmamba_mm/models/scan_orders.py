@@ -111,8 +111,9 @@ def scan_order(name: str, *grid: int, device: str = 'cpu') -> Tensor:
 def fix_size(images: Tensor) -> None:
     """Makes torch.compile take the size of images (B, C, H, W) as constant.
 
-    From the second size on it would make it a symbol, for which there are no
-    tables of scan orders. So there is a graph for every size.
+    The tables of scan orders fix it in any case, so there is a graph for
+    every size. Left to find that out late, the compiler takes several times
+    as long, and fails at the gradient of VMamba's downsampling.
     """
     for side in images.shape[2:]:
         operator.index(side)

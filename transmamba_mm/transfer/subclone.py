@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from transmamba_mm.models import MambaBackbone, find_mamba_backbone
 from transmamba_mm.models.class_tokens import join_class_tokens
+from transmamba_mm.models.layers.patch_embed import inflated
 
 from .families import TeacherWeights, TransferError
 from .importance import axis_name, score_channels, select
@@ -275,7 +276,7 @@ class Subcloner:
         axes = AXES[kind]
         rule, notes, index = 'copy', [], []
         if kind == 'patch_embed.weight' and len(entry.shape) == 5:
-            value, axes = self._inflate(value, entry.shape[2]), (*axes, KEEP)
+            value, axes = inflated(value, entry.shape[2]), (*axes, KEEP)
             rule = 'resize'
             notes.append(f'inflated to {entry.shape[2]} frames')
         if value.dim() != len(entry.shape):
@@ -310,13 +311,6 @@ class Subcloner:
         entry.source = self.teacher.names[source]
         entry.value = value
         entry.index = tuple(index) if rule == 'leading' else None
-
-    @staticmethod
-    def _inflate(value: Tensor, frames: int) -> Tensor:
-        """An image's patch embedding for videos: it reads the middle frame."""
-        inflated = value.new_zeros(*value.shape[:2], frames, *value.shape[2:])
-        inflated[:, :, frames // 2] = value
-        return inflated
 
     def _fit_positions(self, value: Tensor, size: int) -> tuple[Tensor, str]:
         """Resizes the grid of a position embedding to the student's.

@@ -57,3 +57,14 @@ def assert_start_values(parameters, stats):
         )
         for key, limit in limits.items():
             assert abs(got[key] - want[key]) <= limit, (name, key, got, want)
+
+
+def assert_layer_depths(net, depths, total):
+    """Depths for layer-wise learning rates, of parameters by name."""
+    for name, depth in depths.items():
+        assert name in dict(net.named_parameters())
+        assert net.get_layer_depth(name) == (depth, total)
+        prefixed = net.get_layer_depth(f'backbone.{name}', 'backbone.')
+        assert prefixed == (depth, total)
+    outside = net.get_layer_depth('head.fc.weight', 'backbone.')
+    assert outside == (total - 1, total)

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from backbone_cases import CLOSE, HALF_RELATIVE, images
+from backbone_cases import CLOSE, HALF_RELATIVE, assert_layer_depths, images
 from helpers import snapshot
 from plain_mamba_cases import backbone, outputs_of
 
@@ -176,9 +176,4 @@ def test_layer_depth_for_layerwise_learning_rates():
         'ln1.weight': 4,
         'norm_layer0.bias': 4,
     }
-    for name, depth in depths.items():
-        assert name in dict(net.named_parameters())
-        assert net.get_layer_depth(name) == (depth, 5)
-        prefixed = net.get_layer_depth(f'backbone.{name}', 'backbone.')
-        assert prefixed == (depth, 5)
-    assert net.get_layer_depth('head.fc.weight', 'backbone.') == (4, 5)
+    assert_layer_depths(net, depths, 5)

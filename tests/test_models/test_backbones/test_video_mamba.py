@@ -6,7 +6,13 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from backbone_cases import CLOSE, GOLDEN, assert_start_values, count
+from backbone_cases import (
+    CLOSE,
+    GOLDEN,
+    assert_layer_depths,
+    assert_start_values,
+    count,
+)
 from mmpretrain.registry import MODELS
 from torch import nn
 from video_mamba_cases import (
@@ -315,9 +321,7 @@ def test_layer_depth_for_layerwise_learning_rates():
         'norm_layer0.weight': 3,
         'pool_norm.weight': 3,
     }
-    for name, depth in depths.items():
-        assert name in dict(net.named_parameters())
-        assert net.get_layer_depth(name) == (depth, 4)
+    assert_layer_depths(net, depths, 4)
 
 
 def test_drop_path_grows():

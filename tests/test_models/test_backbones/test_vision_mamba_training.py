@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from backbone_cases import CLOSE, HALF_RELATIVE, images
+from backbone_cases import CLOSE, HALF_RELATIVE, assert_layer_depths, images
 from vision_mamba_cases import CLASS_TOKENS, backbone
 
 # --------------------------------------------------- training behaviour
@@ -129,8 +129,4 @@ def test_layer_depth_for_layerwise_learning_rates():
         'norm_f.weight': 4,
         'norm_layer0.weight': 4,
     }
-    for name, depth in depths.items():
-        assert name in dict(net.named_parameters())
-        assert net.get_layer_depth(name) == (depth, 5)
-        prefixed = net.get_layer_depth(f'backbone.{name}', 'backbone.')
-        assert prefixed == (depth, 5)
+    assert_layer_depths(net, depths, 5)

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from backbone_cases import CLOSE, images
+from backbone_cases import CLOSE, assert_layer_depths, images
 from vmamba_cases import backbone
 
 from transmamba_mm.distill import DirectionTapsRecorder
@@ -80,12 +80,7 @@ def test_layer_depth_for_layerwise_learning_rates():
         'norm.weight': 5,
         'outnorm0.weight': 5,
     }
-    for name, depth in depths.items():
-        assert name in dict(net.named_parameters())
-        assert net.get_layer_depth(name) == (depth, 6)
-        prefixed = net.get_layer_depth(f'backbone.{name}', 'backbone.')
-        assert prefixed == (depth, 6)
-    assert net.get_layer_depth('head.fc.weight', 'backbone.') == (5, 6)
+    assert_layer_depths(net, depths, 6)
 
 
 def test_compiled_equals_eager():

@@ -29,6 +29,7 @@ from transmamba_mm.registry import MODELS
 
 from ..class_tokens import join_class_tokens, split_class_tokens
 from ..layers import OverlapPatchEmbed, TubeletPatchEmbed
+from ..layers.patch_embed import inflated
 from ..layers.taps import Grid, active_taps
 from ..loading import name_as_classifier
 from ..official import OfficialFormat
@@ -331,11 +332,7 @@ class VideoMamba(BidirectionalBackbone):
             f'frames',
             logger='current',
         )
-        inflated = weight.new_zeros(
-            *weight.shape[:2], self.tubelet_size, *weight.shape[2:]
-        )
-        inflated[:, :, self.tubelet_size // 2] = weight
-        state_dict[name] = inflated
+        state_dict[name] = inflated(weight, self.tubelet_size)
         state_dict.setdefault(temporal, own.detach().clone())
 
     # ---------------------------------------------------------- computation

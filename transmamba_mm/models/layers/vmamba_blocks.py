@@ -26,9 +26,7 @@ from .taps import Grid
 
 def _to_map(tokens: Tensor, grid: Grid) -> Tensor:
     """Tokens (B, h*w, C) as a map (B, C, h, w), without a copy."""
-    # Not `mT.unflatten(2, grid)`, whose gradient torch.compile cannot reshape
-    # when sizes are symbols.
-    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
+    return tokens.mT.unflatten(2, grid)
 
 
 def _to_tokens(maps: Tensor) -> tuple[Tensor, Grid]:
