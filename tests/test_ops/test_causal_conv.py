@@ -153,7 +153,140 @@ def test_operator_is_registered_soundly():
     for tensors in ((x, weight, bias), (x, weight, None)):
         torch.library.opcheck(
             torch.ops.transmamba_mm.causal_conv1d_silu.default,
-            (*tensors, True),
+            (*tensors, [1]),
+        )
+    many = torch.randn(3, 8, 4, requires_grad=True)
+    for tensors in ((x, many, torch.randn(3, 8)), (x, many, None)):
+        torch.library.opcheck(
+            torch.ops.transmamba_mm.causal_conv1d_silu.default,
+            (*tensors, [0, 1, 1]),
+        )
+
+
+# ------------------------------------------------------ several directions
+
+
+def by_one(x, weight, bias, reverse):
+    """One direction after another."""
+    return torch.stack(
+        [
+            causal_conv1d_silu(
+                x, w, None if bias is None else bias[k], reverse[k]
+            )
+            for k, w in enumerate(weight)
+        ],
+        1,
+    )
+
+
+@pytest.mark.parametrize('kernel', [True, False])
+@pytest.mark.parametrize('dtype', [torch.float32, *HALF_TOL])
+@pytest.mark.parametrize('reverse', [[True], [False, True], [1, 0, 1]])
+@pytest.mark.parametrize('with_bias', [True, False])
+def test_directions(with_bias, reverse, dtype, kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr(library, 'unavailable', lambda: 'no compiler')
+    K = len(reverse)
+    x = torch.randn(2, 37, 40, dtype=dtype)[:, :, 5:29].requires_grad_()
+    inputs = [x, torch.randn(K, 24, 4), torch.randn(K, 24)]
+    inputs = [t.requires_grad_() for t in inputs[: 2 + with_bias]]
+    padding = [None] * (3 - len(inputs))
+    out = causal_conv1d_silu(*inputs, *padding, reverse)
+    want = by_one(*inputs, *padding, reverse)
+    assert torch.equal(out, want) and out.dtype == dtype
+    # Stored direction after direction.
+    assert out.shape == (2, K, 37, 24) and out.transpose(0, 1).is_contiguous()
+    grad = torch.randn(2, K, 24, 37, dtype=dtype).mT
+    found = torch.autograd.grad(out, inputs, grad)
+    right = torch.autograd.grad(want, inputs, grad)
+    tol = TOL if dtype == torch.float32 else 4 * HALF_TOL[dtype]
+    for a, b in zip(found, right):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        assert relative_error(a, b.double()) < tol
+
+
+@pytest.mark.parametrize('K', [None, 2])
+def test_result_can_be_changed_in_place(K):
+    shape = (8, 4) if K is None else (K, 8, 4)
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    reverse = False if K is None else [False] * K
+    causal_conv1d_silu(x, torch.randn(shape), None, reverse).mul_(2).sum()
+
+
+def test_expanded_gradient_of_directions():
+    x, weight = torch.randn(2, 9, 8), torch.randn(2, 8, 4)
+    grads = []
+    for function in (causal_conv1d_silu, by_one):
+        leaf = x.clone().requires_grad_()
+        function(leaf, weight, None, [False, True]).sum().backward()
+        grads.append(leaf.grad)
+    assert relative_error(grads[0], grads[1].double()) < TOL
+
+
+def test_operations_of_directions_are_counted(monkeypatch):
+    inputs, counts = (torch.randn(2, 40, 24), torch.randn(3, 24, 4)), []
+    for reason in (library.unavailable(), 'no compiler'):
+        monkeypatch.setattr(library, 'unavailable', lambda r=reason: r)
+        with FlopCounterMode(display=False) as counter:
+            causal_conv1d_silu(*inputs, reverse=[0, 1, 0])
+        counts.append(counter.get_total_flops())
+    assert counts == [3 * 2 * 2 * 40 * 24 * 4] * 2
+
+
+def test_empty_directions():
+    for shape in ((0, 5, 8), (2, 0, 8)):
+        x = torch.randn(shape, requires_grad=True)
+        out = causal_conv1d_silu(x, torch.randn(2, 8, 4), None, [True, False])
+        out.sum().backward()
+        assert x.grad.shape == shape
+
+
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_directions_compile(dynamic):
+    weight, bias = torch.randn(2, 8, 4), torch.randn(2, 8)
+    weight.requires_grad_()
+
+    def run(x):
+        out = causal_conv1d_silu(x, weight, bias, (False, True))
+        return out.mul_(2), causal_conv1d_silu(x, weight[0], bias[0], True)
+
+    compiled = torch.compile(
+        run, backend='aot_eager', fullgraph=True, dynamic=dynamic
+    )
+    for length in (12, 20):
+        x = torch.randn(2, length, 8)
+        for got, want in zip(compiled(x), run(x)):
+            assert torch.equal(got, want) and got.stride() == want.stride()
+        got, want = (
+            torch.autograd.grad(f(x)[0].square().sum(), weight)[0]
+            for f in (compiled, run)
+        )
+        assert torch.allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_directions_can_be_traced():
+    x, weight = torch.randn(2, 9, 8), torch.randn(2, 8, 4)
+    traced = torch.jit.trace(
+        lambda x: causal_conv1d_silu(x, weight, None, [False, True]), x
+    )
+    y = torch.randn(2, 9, 8)
+    want = causal_conv1d_silu(y, weight, None, [False, True])
+    assert torch.equal(traced(y), want)
+
+
+@pytest.mark.parametrize(
+    'shape, reverse, message',
+    [
+        ((8, 4), [True], 'reverse: expected one bool'),
+        ((2, 8, 4), True, 'reverse: expected a sequence of K = 2'),
+        ((2, 8, 4), [True], 'reverse: expected a sequence of K = 2'),
+        ((0, 8, 4), [], 'reverse: expected a sequence of K = 0 >= 1'),
+    ],
+)
+def test_wrong_directions_are_named(shape, reverse, message):
+    with pytest.raises(ValueError, match=message):
+        causal_conv1d_silu(
+            torch.zeros(2, 5, 8), torch.zeros(shape), None, reverse
         )
 
 
@@ -163,6 +296,8 @@ def test_operator_is_registered_soundly():
         (((4, 8), (8, 4), (8,)), r'x: expected shape \(B, L, D\)'),
         (((2, 5, 8), (7, 4), (8,)), r'weight: .* = \(8, width\), got \(7, 4'),
         (((2, 5, 8), (8, 1, 4), (8,)), r'weight: .*got \(8, 1, 4\)'),
+        (((2, 5, 8), (8,), (8,)), r'weight: .*got \(8,\)'),
+        (((2, 5, 8), (2, 8, 4), (8,)), r'bias: .*\(K, D\) = \(2, 8\), got'),
         (((2, 5, 8), (8, 4), (4,)), r'bias: expected shape .*\(8,\), got'),
     ],
 )

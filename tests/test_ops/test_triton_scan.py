@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from triton_cases import CASES, problem
+from triton_cases import CASES, SEGMENTS, problem
 
 from transmamba_mm.ops.backends import triton_scan
 
@@ -48,9 +48,9 @@ def interpreted():
     return json.loads(done.stdout.partition('RESULTS ')[2])
 
 
-@pytest.mark.parametrize('name', [*CASES, 'wide'])
+@pytest.mark.parametrize('name', [*CASES, *SEGMENTS, 'wide'])
 def test_interpreted_kernels(interpreted, name):
-    low = CASES.get(name, {}).get('dtype')
+    low = {**CASES, **SEGMENTS}.get(name, {}).get('dtype')
     for what, error in interpreted[name].items():
         wide = what in ('last_state', 'A', 'D', 'delta_bias')
         assert error <= (2e-2 if low and not wide else 1e-5), what
@@ -92,12 +92,10 @@ def compiled(launch, capability, monkeypatch):
     """PTX of what Triton would launch."""
     from triton.runtime import driver
 
-    from transmamba_mm.ops.backends import triton_kernels
-
     active = '_active' if hasattr(driver, '_active') else 'active'
     monkeypatch.setattr(driver, active, NoDevice(capability))
-    kernel = getattr(triton_kernels, launch.kernel).warmup(
-        **launch.arguments, num_warps=launch.num_warps, grid=(launch.programs,)
+    kernel = launch.function.warmup(
+        **launch.arguments, **launch.options, grid=launch.grid
     )
     return kernel.asm['ptx']
 
@@ -143,16 +141,23 @@ def test_compiled_kernels(N, dtype, capability, monkeypatch, tmp_path):
     last = p.new_last_state()
     states = last.new_empty(triton_scan.states_shape(p))
     out = p.u.new_empty(1, 2, 197, 384)
-    forward = triton_scan.plan_forward(p, out, last, states)
-    backward = triton_scan.plan_backward(p, states, out, [True] * 8)
+    monkeypatch.setattr(triton_scan, '_multiprocessors', lambda device: 132)
     reports = {}
-    for launch in (forward, backward):
+    for launch in (
+        *triton_scan.plan_forward(p, out, last, states),
+        *triton_scan.plan_backward(p, states, out, [True] * 8),
+    ):
         ptx = compiled(launch, capability, monkeypatch)
         steps = launch.arguments['CH']
         shuffles = ptx.count('shfl.sync') / steps
-        reports[launch.kernel] = (shuffles, *ptxas(ptx, tmp_path))
-    shuffles, _, spilled = reports['scan_forward']
-    assert (shuffles, spilled) == (0, 0)
+        name = launch.kernel
+        if launch.arguments.get('ENDS'):
+            name = 'ends'
+        reports[name] = (shuffles, *ptxas(ptx, tmp_path))
+    assert len(reports) == 4
+    for name in ('scan_forward', 'ends', 'scan_adjoint'):
+        shuffles, _, spilled = reports[name]
+        assert (shuffles, spilled) == (0, 0), name
     shuffles, _, spilled = reports['scan_backward']
     assert shuffles <= (48 if N == 16 else 10)
     assert spilled <= (256 if N == 16 else 0)
@@ -179,9 +184,11 @@ def test_other_kernels_compile(replace, monkeypatch, tmp_path):
     last = p.new_last_state()
     needs = [x is not None for x in p.tensors]
     states = last.new_empty(triton_scan.states_shape(p))
+    monkeypatch.setattr(triton_scan, '_multiprocessors', lambda device: 132)
+    monkeypatch.setattr(triton_scan, 'SHORTEST', 1)
     for launch in (
-        triton_scan.plan_forward(p, p.new_out(), last, None),
-        triton_scan.plan_backward(p, states, p.new_out(), needs),
+        *triton_scan.plan_forward(p, p.new_out(), last, None),
+        *triton_scan.plan_backward(p, states, p.new_out(), needs),
     ):
         assert compiled(launch, 90, monkeypatch)
 
@@ -196,7 +203,7 @@ def test_sizes_of_tiles():
             assert t.BN >= N and t.BN & (t.BN - 1) == 0
             assert 512 * t.num_warps >= t.BN * t.BD
             assert 16 <= t.BD <= max(16, 2 * channels)
-    assert triton_scan.tiling(16, 384, 1) == (16, 32, 4, 2, 1)
+    assert triton_scan.tiling(16, 384, 1)[:5] == (16, 32, 4, 2, 1)
     assert triton_scan.tiling(1, 192, 1).BD == 32
     assert triton_scan.tiling(1, 192, 10**6).BD == 64
 

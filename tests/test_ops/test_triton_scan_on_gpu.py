@@ -50,9 +50,10 @@ GPU_CASES = {
 @pytest.mark.gpu
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
 @pytest.mark.parametrize('name', GPU_CASES)
-def test_on_gpu(name, dtype):
+def test_on_gpu(name, dtype, record_property):
     case = dict(GPU_CASES[name], dtype=dtype, device='cuda')
     for what, error in run_case(case).items():
+        record_property(f'scan, {dtype}: {what}', error)
         wide = what in ('last_state', 'A', 'D', 'delta_bias')
         low = dtype != 'float32' and not wide
         assert error <= (2e-2 if low else 2e-5), what

@@ -205,6 +205,17 @@ CASES = {
     'one step': dict(L=1, D=8, N=4, dtype='float16'),
     'two blocks': dict(L=5, D=36, N=1, G=1),
 }
+# Cut into segments of at least two steps, as if the GPU were large.
+SEGMENTS = {
+    'segments': dict(batch=2, L=37, D=20, N=5),
+    'segments, N = 1': dict(
+        K=2, L=50, D=16, N=1, shared=('u', 'A'), reverse=(0, 1), merge=True
+    ),
+    'segments in two orders': dict(
+        K=2, L=33, D=8, N=16, order=True, by_step=True, dtype='bfloat16'
+    ),
+    'segments of whole chunks': dict(L=64, D=8, N=4, without=('z', 'D')),
+}
 
 
 def run_case(case):
@@ -247,6 +258,12 @@ def interpret():
         f'{name} = {value}': not_finite(name, float(value))
         for name, value in (('u', 'nan'), ('B', 'inf'), ('z', '-inf'))
     }
+    triton_scan.SHORTEST = 2
+    for name, case in SEGMENTS.items():
+        p = problem(**case)
+        t = triton_scan._tiling(p)
+        assert min(triton_scan.segments(p, t, x) for x in t.resident) > 1
+        results[name] = run_case(case)
     triton_scan.FURTHEST = 0  # offsets do not fit in 32 bits
     results['wide'] = run_case(CASES['four directions, merged'])
     results['empty'] = [empty(L=0, K=2), empty(batch=0)]

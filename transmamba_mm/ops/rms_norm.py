@@ -1,14 +1,18 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""RMS normalisation whose backward pass is one kernel on CPU.
+"""RMS normalisation whose backward pass is one kernel, on CPU and on GPUs.
 
 PyTorch differentiates its CPU RMSNorm operation by operation, five times
-slower than LayerNorm's.
+slower than LayerNorm's.  On GPUs, where each operation of a small tensor
+costs a launch, there are Triton kernels (:mod:`.rms_norm_triton`).
 """
 
 import torch
 from torch import Tensor
 
+from . import triton_launch
 from .native import library
+
+_WIDEST_ON_GPU = 8192  # as in rms_norm_triton.py
 
 _lib = torch.library.Library('transmamba_mm', 'FRAGMENT')
 _lib.define('rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)')
@@ -39,16 +43,34 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
             f'weight: expected shape {tuple(x.shape[-1:])}, that of the last '
             f'axis of x, got {tuple(weight.shape)}'
         )
+    if not _has_kernel(x, weight):
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return (wide * scale * weight).to(x.dtype)
     if (
-        x.device.type == 'cpu'
-        and x.dtype == weight.dtype == torch.float32
-        and weight.device == x.device
-        and library.unavailable() is None
+        not torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
     ):
-        return torch.ops.transmamba_mm.rms_norm(x, weight, eps)[0]
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * scale * weight).to(x.dtype)
+        return _op(x, weight, eps)[0]
+    return _Norm.apply(x, weight, eps)[0]
+
+
+def _has_kernel(x, weight) -> bool:
+    if weight.device != x.device:
+        return False
+    if x.device.type == 'cpu':
+        return (
+            x.dtype == weight.dtype == torch.float32
+            and library.unavailable() is None
+        )
+    return (
+        x.device.type == 'cuda'
+        and x.dtype in triton_launch.DTYPES
+        and weight.dtype in triton_launch.DTYPES
+        and weight.shape[0] <= _WIDEST_ON_GPU
+        and triton_launch.serves(x.device.index)
+    )
 
 
 def _forward(x, weight, eps):
@@ -72,6 +94,18 @@ def _backward(grad_out, x, weight, rstd):
     return grad_x, grad_weight.sum(0)
 
 
+def _forward_on_gpu(x, weight, eps):
+    from . import rms_norm_triton
+
+    return rms_norm_triton.forward(x, weight, eps)
+
+
+def _backward_on_gpu(grad_out, x, weight, rstd):
+    from . import rms_norm_triton
+
+    return rms_norm_triton.backward(grad_out, x, weight, rstd)
+
+
 def _arguments(x, weight):
     norm = library.Norm()
     norm.D = x.shape[-1]
@@ -83,7 +117,7 @@ def _arguments(x, weight):
 
 def _fake_forward(x, weight, eps):
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return out, x.new_empty(x.shape[:-1])
+    return out, x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
 def _fake_backward(grad_out, x, weight, rstd):
@@ -93,10 +127,14 @@ def _fake_backward(grad_out, x, weight, rstd):
 
 def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:2], output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # filling that of rstd is a launch
 
 
 def _autograd_backward(ctx, grad_out, _):
-    grads = torch.ops.transmamba_mm.rms_norm_backward(
+    if grad_out is None:
+        return None, None, None
+    grads = torch.ops.transmamba_mm.rms_norm_backward.default(
         grad_out, *ctx.saved_tensors
     )
     needed = zip(ctx.needs_input_grad, grads)
@@ -105,6 +143,8 @@ def _autograd_backward(ctx, grad_out, _):
 
 _lib.impl('rms_norm', _forward, 'CPU')
 _lib.impl('rms_norm_backward', _backward, 'CPU')
+_lib.impl('rms_norm', _forward_on_gpu, 'CUDA')
+_lib.impl('rms_norm_backward', _backward_on_gpu, 'CUDA')
 torch.library.register_fake('transmamba_mm::rms_norm', _fake_forward, lib=_lib)
 torch.library.register_fake(
     'transmamba_mm::rms_norm_backward', _fake_backward, lib=_lib
@@ -115,3 +155,22 @@ torch.library.register_autograd(
     setup_context=_setup_context,
     lib=_lib,
 )
+
+
+_op = torch.ops.transmamba_mm.rms_norm.default
+
+
+class _Norm(torch.autograd.Function):
+    """The autograd of the operator, for eager mode.
+
+    That of ``register_autograd`` takes 10 us more, and a separate
+    ``setup_context`` even 50.
+    """
+
+    @staticmethod
+    def forward(ctx, *args):
+        output = _op(*args)
+        _setup_context(ctx, args, output)
+        return output
+
+    backward = staticmethod(_autograd_backward)

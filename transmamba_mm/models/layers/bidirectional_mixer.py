@@ -136,7 +136,7 @@ class BidirectionalMixer(DirectionalMixer):
         """See :meth:`DirectionalMixer.mix`; the grid plays no part."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
         if self.bimamba_type == 'none':
-            y = self._scan_one(u, z, self.A_log, '', False)
+            y = self._scan_forward(u, z)
             return y if merge else y.unsqueeze(1)
         scan = self._scan_v1 if self.bimamba_type == 'v1' else self._scan_v2
         return scan(u, z, merge)
@@ -184,34 +184,50 @@ class BidirectionalMixer(DirectionalMixer):
             Tensor: What ``out_proj`` reads, (B, L, d_inner), or each
             direction's summand of it, (B, 2, L, d_inner).
         """
-        forward = self._scan_one(u, z, self.A_log, '', False)
-        backward = self._scan_one(u, z, self.A_b_log, '_b', True)
-        if merge:
-            y = forward + backward
-        else:
-            y = torch.stack([forward, backward], dim=1)
+        convs = self.conv1d, self.conv1d_b
+        has_bias = self.conv1d.bias is not None
+        u = causal_conv1d_silu(
+            u,
+            torch.stack([conv.weight.squeeze(1) for conv in convs]),
+            torch.stack([conv.bias for conv in convs]) if has_bias else None,
+            reverse=(False, True),
+        )
+        steps = zip(
+            self._steps(u[:, 0], self.x_proj, self.dt_proj),
+            self._steps(u[:, 1], self.x_proj_b, self.dt_proj_b),
+        )
+        dt, B, C = (torch.stack(pair, dim=1) for pair in steps)
+        bias = torch.stack([self.dt_proj.bias, self.dt_proj_b.bias])
+        y = multi_scan(
+            u.mT,
+            dt.mT,
+            -torch.exp(widened(torch.stack([self.A_log, self.A_b_log]))),
+            B.mT,
+            C.mT,
+            D=widened(torch.stack([self.D, self.D_b])),
+            z=z.mT,
+            delta_bias=widened(bias),
+            delta_softplus=True,
+            reverse=(False, True),
+            merge='sum' if merge else 'stack',
+        ).mT
         # In place: no derivative needs the undivided value.
         return y.mul_(0.5) if self.divide_out else y
 
-    def _scan_one(
-        self, u: Tensor, z: Tensor, A_log: Tensor, suffix: str, reverse: bool
-    ) -> Tensor:
-        """Gated output (B, L, d_inner) of one direction, in token order."""
-        conv, x_proj, dt_proj, D = (
-            getattr(self, name + suffix)
-            for name in ('conv1d', 'x_proj', 'dt_proj', 'D')
+    def _scan_forward(self, u: Tensor, z: Tensor) -> Tensor:
+        """Gated output (B, L, d_inner) of the only direction."""
+        u = causal_conv1d_silu(
+            u, self.conv1d.weight.squeeze(1), self.conv1d.bias
         )
-        u = causal_conv1d_silu(u, conv.weight.squeeze(1), conv.bias, reverse)
-        dt, B, C = self._steps(u, x_proj, dt_proj)
+        dt, B, C = self._steps(u, self.x_proj, self.dt_proj)
         return selective_scan(
             u.mT,
             dt.mT,
-            -torch.exp(widened(A_log)),
+            -torch.exp(widened(self.A_log)),
             B.mT,
             C.mT,
-            D=widened(D),
+            D=widened(self.D),
             z=z.mT,
-            delta_bias=widened(dt_proj.bias),
+            delta_bias=widened(self.dt_proj.bias),
             delta_softplus=True,
-            reverse=reverse,
         ).mT

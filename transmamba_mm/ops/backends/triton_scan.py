@@ -1,9 +1,10 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Backend ``'triton'``: kernels for NVIDIA and AMD GPUs.
 
-:mod:`.triton_kernels` has the kernels, this module what surrounds them: which
-problems they serve, the sizes of their tiles, their arguments, and the sums
-over what several programs contribute to one gradient.
+:mod:`.triton_forward` and :mod:`.triton_backward` have the kernels, this
+module what surrounds them: which problems they serve, the sizes of their
+tiles, their arguments, and the sums over what several programs contribute to
+one gradient.
 
 Directions are part of the grid: nothing is gathered or flipped.  The outputs
 of K > 1 directions to be merged, and gradients of what directions share, are
@@ -12,14 +13,18 @@ visit all directions would save this traffic, but leave a K-th of the programs,
 with K times the steps in a row; atomic sums would depend on the order of
 execution.  So results do not change from run to run.
 
-Nothing here was timed on a GPU: :func:`tiling` rests on what the compiler
-reports (registers, spills, shuffles).  Steps are taken one after the other,
-so that little B * K * D leaves a GPU idle: below about four warps per
-multiprocessor, the length should be cut up as well, which is not implemented.
+Steps are taken one after the other, so that little B * K * D would leave a
+GPU idle.  Then the length is cut into segments (:func:`segments`): a first
+launch computes where each leads from zero, and every program of the second
+starts from what the segments before its own say.  This takes half the work
+once more and divides the time that is spent waiting for memory.
 """
 
+import functools
+import json
 import math
 import os
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -30,6 +35,7 @@ from .problem import ScanProblem
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_TRITON = (3, 3)
 MOST_STATES = 256
+SHORTEST, MOST_SEGMENTS = 32, 64  # see segments()
 FURTHEST = 2**31 - 1  # offset that fits in 32 bits
 
 
@@ -42,6 +48,13 @@ class Tiling(NamedTuple):
         CH: steps whose states the backward pass holds in registers.
         span: chunks of CH steps per state that is kept in memory.
         num_warps: warps per program.
+        resident: (forward, backward), the warps per multiprocessor for which
+            the length is cut up if there are fewer.
+        registers: most registers of a thread in the backward pass, so that
+            more warps are resident; 0 leaves it to the compiler.
+        ahead: steps whose inputs the forward pass holds in registers before
+            they are needed; divides :attr:`period`.
+        reads_back: whether the backward pass does likewise, for CH steps.
     """
 
     BN: int
@@ -49,6 +62,10 @@ class Tiling(NamedTuple):
     CH: int
     span: int
     num_warps: int
+    resident: tuple[int, int] = (16, 8)
+    registers: int = 0
+    ahead: int = 2
+    reads_back: bool = False
 
     @property
     def period(self) -> int:
@@ -56,12 +73,21 @@ class Tiling(NamedTuple):
         return self.CH * self.span
 
 
-def tiling(N: int, channels: int, scans: int) -> Tiling:
-    """Choose the sizes of tiles.  The one place to tune.
+def tiling(
+    N: int,
+    channels: int,
+    scans: int,
+    bytes: int = 4,
+    capability: Optional[str] = None,
+) -> Tiling:
+    """Choose the sizes of tiles.
+
+    Those of ``triton_tilings.json`` where it has the card and the kind of
+    scan (``benchmarks/gpu.py`` measures them), else by these rules:
 
     * A thread has at most 16 values of each tile.  The backward pass holds
-      those of CH = 4 steps and four more in 255 registers and spills 30 to
-      200 bytes (with CH = 8, 900 bytes).  N <= 4 can afford CH = 8.
+      those of CH = 4 steps and four more in 255 registers.  N <= 4 can afford
+      CH = 8.
     * One warp per program as long as that leaves 16 channels, a sector of
       memory in bfloat16: sums then need no exchange between warps.
     * A state is kept in memory every 8 steps, which takes N / 8 times the
@@ -75,19 +101,82 @@ def tiling(N: int, channels: int, scans: int) -> Tiling:
         N: number of states.
         channels: channels per group.
         scans: how many independent scans of one channel there are in all.
+        bytes: of an element of ``u``.  Default 4.
+        capability: of the card, as '9.0'.  Default None: not known.
 
     Returns:
         Tiling: the sizes.
     """
     BN = _power_of_2(N)
+    widest = max(16, _power_of_2(channels))
+    for row in measured_tilings():
+        kind = row['capability'], row['BN'], row['bytes']
+        if kind == (capability, BN, bytes) and (
+            row['most_scans'] is None or scans <= row['most_scans']
+        ):
+            t = Tiling(BN, *row['tile'], tuple(row['resident']), *row['more'])
+            BD = min(t.BD, widest)
+            return t._replace(
+                BD=BD, num_warps=max(1, t.num_warps * BD // t.BD)
+            )
     BD = 32 if BN <= 16 else 16
     if BN == 1 and scans >= 1024 * 64:
         BD = 64
-    BD = min(BD, max(16, _power_of_2(channels)))
+    BD = min(BD, widest)
     few = BN * BD <= 128
     return Tiling(
         BN, BD, 8 if few else 4, 1 if few else 2, max(1, BN * BD // 512)
     )
+
+
+@functools.cache
+def measured_tilings() -> list[dict[str, Any]]:
+    """Read what ``benchmarks/gpu.py --only tuning`` has found.
+
+    Returns:
+        list[dict]: the fields of :class:`Tiling`, ``tile`` being (BD, CH,
+        span, num_warps) and ``more`` what follows ``resident``, by the card's
+        ``capability``, ``BN``, ``bytes`` and the ``most_scans`` (None: any)
+        up to which it is the best; the first that fits counts.
+    """
+    path = Path(__file__).with_name('triton_tilings.json')
+    return json.loads(path.read_text())
+
+
+def segments(p: ScanProblem, t: Tiling, resident: int) -> int:
+    """Choose into how many segments the length is cut.
+
+    Args:
+        p: the problem.
+        t: its tiling.
+        resident: see :class:`Tiling`.
+
+    Returns:
+        int: at least 1; no segment but the last is shorter than
+        :data:`SHORTEST` steps, and there are at most :data:`MOST_SEGMENTS`.
+    """
+    batch, K, length, _, _ = p.sizes
+    warps = batch * K * _blocks(p, t) * t.num_warps
+    wanted = resident * _multiprocessors(p.u.device) // max(1, warps)
+    most = max(1, min(wanted, length // SHORTEST, MOST_SEGMENTS))
+    chunks = -(-length // t.period)
+    return -(-chunks // -(-chunks // most))
+
+
+@functools.cache
+def _capability(device: torch.device) -> Optional[str]:
+    """Compute capability of an NVIDIA card, else None."""
+    if device.type != 'cuda' or torch.version.hip:
+        return None
+    return '{}.{}'.format(*torch.cuda.get_device_capability(device))
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    """How many a GPU has; 1 for the interpreter."""
+    if device.type != 'cuda':
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def probe() -> Optional[str]:
@@ -161,7 +250,8 @@ def forward(p: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         return p.new_out(), last.zero_(), states
     K = len(p.reverse)
     out = _new_tokens(p, torch.float32 if p.merge and K > 1 else p.u.dtype)
-    plan_forward(p, out, last, states if keep else None).run()
+    for launch in plan_forward(p, out, last, states if keep else None):
+        launch.run()
     if p.merge and K > 1:
         out = out.sum(1, keepdim=True).to(p.u.dtype)
     return out, last, states
@@ -179,11 +269,14 @@ def backward(
             else None
             for x, need in zip(p.tensors, needs)
         ]
-    launch = plan_backward(p, states, grad_out, needs)
-    if any(needs):
+    if not any(needs):
+        return [None] * len(needs)
+    launches = plan_backward(p, states, grad_out, needs)
+    for launch in launches:
         launch.run()
+    grads = launches[-1].arguments
     return [
-        _fold(name, launch.arguments[f'grad_{name}'], p, x) if need else None
+        _fold(name, grads[f'grad_{name}'], p, x) if need else None
         for name, x, need in zip(p._fields, p.tensors, needs)
     ]
 
@@ -192,32 +285,37 @@ class Launch(NamedTuple):
     """One launch of a kernel.
 
     Attributes:
-        kernel: its name in :mod:`.triton_kernels`.
-        programs: size of the grid.
+        kernel: its name.
+        grid: programs, along the first axis samples, directions and blocks
+            of channels, along the second segments.
         arguments: all its arguments, by name.
-        num_warps: warps per program.
+        options: of the compiler.
     """
 
     kernel: str
-    programs: int
+    grid: tuple[int, int]
     arguments: dict[str, Any]
-    num_warps: int
+    options: dict[str, int]
+
+    @property
+    def function(self):
+        """The kernel itself."""
+        from . import triton_backward, triton_forward
+
+        is_forward = self.kernel == 'scan_forward'
+        module = triton_forward if is_forward else triton_backward
+        return getattr(module, self.kernel)
 
     def run(self) -> None:
         """Launch it on the device of the tensors."""
-        from . import triton_kernels
-
-        kernel = getattr(triton_kernels, self.kernel)
-        with torch.cuda.device_of(self.arguments['u']):
-            kernel[(self.programs,)](
-                **self.arguments, num_warps=self.num_warps
-            )
+        with torch.cuda.device_of(self.arguments['delta']):
+            self.function[self.grid](**self.arguments, **self.options)
 
 
 def plan_forward(
     p: ScanProblem, out: Tensor, last: Tensor, states: Optional[Tensor]
-) -> Launch:
-    """Describe the forward launch.
+) -> list[Launch]:
+    """Describe the launches of the forward pass, one or two.
 
     Args:
         p: the problem.
@@ -226,27 +324,32 @@ def plan_forward(
         states: storage for the states to keep, or None.
 
     Returns:
-        Launch: the launch.
+        list[Launch]: the launches, in order.
     """
     t = _tiling(p)
+    S = segments(p, t, t.resident[0])
     A = p.A.float().transpose(1, 2).contiguous()
     arguments = dict(
         _common_arguments(p, t),
+        **_crossings(p, t, S, last),
         A=A,
         out=out,
         last=last,
         states=states,
-        tile_size=t.BN * t.BD,
-        CH=t.period,
+        ENDS=False,
     )
     arguments.update(_strides('A', 'kn', A))
-    return _launch('scan_forward', p, t, arguments)
+    launches = [_launch('scan_forward', p, t, S, arguments)]
+    if S > 1:
+        first = dict(arguments, ENDS=True, states=None, out=None)
+        launches.insert(0, _launch('scan_forward', p, t, S - 1, first))
+    return launches
 
 
 def plan_backward(
     p: ScanProblem, states: Tensor, grad_out: Tensor, needs: list[bool]
-) -> Launch:
-    """Describe the backward launch, and allocate what it writes.
+) -> list[Launch]:
+    """Describe the launches of the backward pass, and what they write.
 
     Args:
         p: the problem.
@@ -255,25 +358,30 @@ def plan_backward(
         needs: which of the eight tensors need gradients.
 
     Returns:
-        Launch: the launch.
+        list[Launch]: the launches, in order; the last one has the gradients
+        among its arguments.
     """
     t = _tiling(p)
+    S = segments(p, t, t.resident[1])
     batch, K, length, channels, N = p.sizes
     new = states.new_empty
+    blocks = _blocks(p, t)
     shapes = {
-        'A': states.shape[:3] + states.shape[4:],
-        'B': (batch, K, _blocks(p, t), length, N),
-        'C': (batch, K, _blocks(p, t), length, N),
-        'D': (batch, K, channels),
-        'delta_bias': (batch, K, channels),
+        'A': (batch, K, blocks, S, t.BN, t.BD),
+        'B': (batch, K, blocks, length, N),
+        'C': (batch, K, blocks, length, N),
+        'D': (batch, K, S, channels),
+        'delta_bias': (batch, K, S, channels),
     }
-    arguments = dict(
+    common = dict(
         _common_arguments(p, t, grad_out),
+        **_crossings(p, t, S, states),
         states=states,
         grad_out=grad_out,
-        CH=t.CH,
-        SPAN=t.span,
+        **_strides('grad', 'bkld', grad_out),
     )
+    arguments = dict(common, CH=t.CH, SPAN=t.span, AHEAD=t.reads_back)
+    del arguments['tile_size'], arguments['KEEP']
     for name, x, need in zip(p._fields, p.tensors, needs):
         grad = None
         if need and name in shapes:
@@ -282,8 +390,39 @@ def plan_backward(
             shared = x.shape[1] < K
             grad = _new_tokens(p, torch.float32 if shared else x.dtype)
         arguments[f'grad_{name}'] = grad
-    arguments.update(_strides('grad', 'bkld', grad_out))
-    return _launch('scan_backward', p, t, arguments)
+    launches = [_launch('scan_backward', p, t, S, arguments)]
+    if S > 1:
+        unused = ('u', 'B', 'D')
+        adjoint = {
+            name: value
+            for name, value in common.items()
+            if name not in unused
+            and name.rpartition('_s')[0] not in unused
+            and name != 'ALIGN_B'
+        }
+        launches.insert(0, _launch('scan_adjoint', p, t, S - 1, adjoint))
+    return launches
+
+
+def _crossings(
+    p: ScanProblem, t: Tiling, S: int, like: Tensor
+) -> dict[str, Any]:
+    """Arguments about segments, with storage for what passes between them."""
+    batch, K, length, _, _ = p.sizes
+    chunks = -(-length // t.period)
+    periods = -(-chunks // S)
+    arguments = dict(
+        CH=t.ahead,
+        KEEP=t.period // t.ahead,
+        tile_size=t.BN * t.BD,
+        periods=periods,
+        ends=None,
+    )
+    if S > 1:
+        shape = batch, K, _blocks(p, t), -(-chunks // periods), t.BN, t.BD
+        arguments['ends'] = like.new_empty(shape)
+        arguments['spans'] = like.new_empty(shape[:4] + shape[5:])
+    return dict(spans=None) | arguments
 
 
 def _common_arguments(
@@ -332,11 +471,15 @@ def _common_arguments(
 
 
 def _launch(
-    kernel: str, p: ScanProblem, t: Tiling, arguments: dict[str, Any]
+    kernel: str, p: ScanProblem, t: Tiling, S: int, arguments: dict[str, Any]
 ) -> Launch:
     batch, K, length = p.sizes[:3]
     arguments['EVEN_L'] = length % arguments['CH'] == 0
-    return Launch(kernel, batch * K * _blocks(p, t), arguments, t.num_warps)
+    grid = batch * K * _blocks(p, t), S
+    options = dict(num_warps=t.num_warps)
+    if kernel == 'scan_backward' and t.registers and not torch.version.hip:
+        options['maxnreg'] = t.registers
+    return Launch(kernel, grid, arguments, options)
 
 
 def _strides(name: str, axes: str, x: Optional[Tensor]) -> dict[str, int]:
@@ -365,7 +508,13 @@ def _alignment(x: Tensor) -> int:
 
 def _tiling(p: ScanProblem) -> Tiling:
     batch, K, _, channels, N = p.sizes
-    return tiling(N, channels // p.groups, batch * K * channels)
+    return tiling(
+        N,
+        channels // p.groups,
+        batch * K * channels,
+        p.u.element_size(),
+        _capability(p.u.device),
+    )
 
 
 def _blocks(p: ScanProblem, t: Tiling) -> int:
@@ -393,9 +542,13 @@ def _fold(name: str, grad: Tensor, p: ScanProblem, x: Tensor) -> Tensor:
         if axes:
             grad = grad.sum(axes, keepdim=True)
         return grad.squeeze(3).to(x.dtype)
-    grad = grad.sum([0, 1] if x.shape[0] < K else 0).reshape(
-        x.shape[0], *grad.shape[2:]
-    )
+    # (B, K, segments, D), for A (B, K, blocks, segments, BN, BD)
+    axes = [0, 3 if name == 'A' else 2]
+    if x.shape[0] < K:
+        axes.append(1)
+    grad = grad.sum(axes)
+    if x.shape[0] < K:
+        grad = grad.unsqueeze(0)
     if name == 'A':
         grad = grad[:, :, :N].transpose(2, 3)
         grad = grad.reshape(x.shape[0], p.groups, -1, N)
