@@ -13,7 +13,7 @@ extensions = [
     'sphinx.ext.viewcode',
 ]
 html_theme = 'sphinx_rtd_theme'
-exclude_patterns = ['_build']
+exclude_patterns = ['_build', 'results']
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'none'
 napoleon_google_docstring = True

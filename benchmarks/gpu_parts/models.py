@@ -8,7 +8,7 @@ import backbone_peers
 import torch
 from torch import nn
 
-from transmamba_mm.ops.backends import triton_scan
+from transmamba_mm.ops.backends import triton_tiling
 from transmamba_mm.registry import MODELS
 
 from . import Context
@@ -127,7 +127,7 @@ def warm(job) -> Optional[str]:
     name, side = job
     try:
         # As for the full batch, few images as these are.
-        triton_scan.MOST_SEGMENTS = 1
+        triton_tiling.MOST_SEGMENTS = 1
         case = Case(build(name, side), name, 2, side, torch.device('cuda'))
         case.training()
         case.inference()

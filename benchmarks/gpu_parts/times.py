@@ -9,7 +9,11 @@ import torch
 import triton
 import triton.language as tl
 
-from transmamba_mm.ops.backends import torch_chunked, triton_scan
+from transmamba_mm.ops.backends import (
+    torch_chunked,
+    triton_scan,
+    triton_tiling,
+)
 from transmamba_mm.ops.backends.problem import ScanProblem
 
 from . import Context, peers
@@ -145,7 +149,7 @@ def measure(case, context: Context, card: dict, mamba) -> dict[str, Any]:
         both=gpu_us(ours['both']),
         memory_mib=peak_mib(ours['both']),
         floors=floors(p, card),
-        tiling=tuple(triton_scan._tiling(p)),
+        tiling=triton_tiling.of_problem(p)._asdict(),
     )
     if mamba is not None and p.u.is_cuda:
         theirs = peers.mamba_passes(mamba, p)

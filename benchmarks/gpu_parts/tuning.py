@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from transmamba_mm.ops.backends import triton_scan
-from transmamba_mm.ops.backends.triton_scan import Tiling
+from transmamba_mm.ops.backends import triton_scan, triton_tiling
+from transmamba_mm.ops.backends.triton_tiling import Tiling
 
 from . import Context
 from .times import in_parallel
@@ -44,6 +44,7 @@ KINDS = (
     Kind((64, 384, 197, 16), 1, 60_000),
     Kind((256, 384, 197, 16), 1, None),
     Kind((64, 96, 3136, 1), 4, None, orders=True),
+    Kind((1, 384, 4096, 16), 1, 4_000),
 )
 TINY_KINDS = (Kind((1, 16, 9, 4), 1, None),)
 
@@ -54,72 +55,50 @@ class Choice(NamedTuple):
     Attributes:
         blocks: (BD, warps).
         ahead: steps that the forward pass reads ahead.
-        backward: (CH, span, registers, reads_back) of the backward pass; CH
-            times span, the steps between two kept states, is the same.
+        backward: (CH, span) of the backward pass; their product, the steps
+            between two kept states, is the same.
     """
 
     blocks: tuple[tuple[int, int], ...]
     ahead: tuple[int, ...]
-    backward: tuple[tuple[int, int, int, bool], ...]
+    backward: tuple[tuple[int, int], ...]
 
     def forward_tilings(self, N: int) -> Iterator[Tiling]:
         """Tilings that differ in the forward pass."""
-        CH, span, *_ = self.backward[0]
         for (BD, warps), ahead in itertools.product(self.blocks, self.ahead):
-            yield Tiling(N, BD, CH, span, warps, ahead=ahead)
+            yield Tiling(N, BD, *self.backward[0], warps, ahead, (0, 0))
 
     def backward_tilings(self, N: int) -> Iterator[Tiling]:
         """Tilings that differ in the backward pass."""
-        for (BD, warps), (CH, span, registers, reads) in itertools.product(
+        ahead = self.ahead[0]
+        for (BD, warps), sizes in itertools.product(
             self.blocks, self.backward
         ):
-            yield Tiling(
-                *(N, BD, CH, span, warps),
-                registers=registers,
-                ahead=self.ahead[0],
-                reads_back=reads,
-            )
+            yield Tiling(N, BD, *sizes, warps, ahead, (0, 0))
 
 
 CHOICES = {
-    16: Choice(
-        ((32, 1),),
-        (2, 1, 4),
-        (
-            (4, 2, 0, False),
-            (4, 2, 0, True),
-            (4, 2, 168, False),
-            (2, 4, 0, False),
-            (2, 4, 0, True),
-            (2, 4, 168, True),
-            (2, 4, 128, False),
-        ),
-    ),
-    1: Choice(
-        ((32, 1), (64, 1), (64, 2)),
-        (4, 8),
-        ((8, 1, 0, False), (8, 1, 0, True), (4, 2, 0, True)),
-    ),
-    4: Choice(((16, 1),), (2,), ((8, 1, 0, False), (4, 2, 0, True))),
+    16: Choice(((32, 1), (16, 1)), (2, 1, 4), ((2, 4), (4, 2))),
+    1: Choice(((32, 1), (64, 1), (64, 2)), (4, 2, 8), ((8, 1), (4, 2))),
+    4: Choice(((16, 1),), (2,), ((8, 1), (4, 2))),
 }
 SEGMENTS = (1, 2, 4)
+MANY_SEGMENTS = (1, 4, 16, 64)  # where there are few channels
+FEW_SCANS = 4_000
 
 
 @contextlib.contextmanager
 def forced(t: Tiling, count: int) -> Iterator[None]:
     """Let all scans use a tiling and a number of segments."""
-    before = triton_scan.tiling, triton_scan.segments
-
-    def segments(p, tiling, resident):
-        chunks = -(-p.sizes[2] // tiling.period)
-        return -(-chunks // -(-chunks // min(count, chunks)))
-
-    triton_scan.tiling = lambda *args: t
-    triton_scan.segments = segments
+    before = triton_tiling.of_problem, triton_tiling.segments
+    triton_tiling.of_problem = lambda p: t
+    triton_tiling.segments = lambda p, t, resident: (
+        triton_tiling.whole_segments(p.sizes[2], t.period, count)
+    )
     try:
         yield
     finally:
-        triton_scan.tiling, triton_scan.segments = before
+        triton_tiling.of_problem, triton_tiling.segments = before
 
 
 def example(kind: Kind, dtype: str, device) -> Any:
@@ -150,6 +129,8 @@ def measure(kind: Kind, dtype: str, context: Context) -> dict[str, list]:
     p = example(kind, dtype, context.device)
     choice, N = CHOICES[kind.shape[3]], kind.shape[3]
     counts = SEGMENTS[:2] if context.tiny else SEGMENTS
+    if kind.most and kind.most <= FEW_SCANS:
+        counts = MANY_SEGMENTS
     found = dict(forward=[], backward=[])
     truth = None
     for t, count in itertools.product(choice.forward_tilings(N), counts):
@@ -210,20 +191,24 @@ def best(kind: Kind, dtype: str, found: dict[str, list]) -> dict[str, Any]:
     programs = batch * kind.K * -(-channels // t['BD']) * t['num_warps']
 
     def resident(row):
-        """Warps per multiprocessor from which on nothing is cut up."""
-        count = row['segments']
-        if count == 1 or card is None:
+        """Warps per multiprocessor that its segments add up to."""
+        if card is None:
             return 0
-        return -(-programs * count // card.multi_processor_count)
+        count, processors = row['segments'], card.multi_processor_count
+        if count == 1:  # cut only what has fewer
+            return programs // processors
+        return -(-programs * count // processors)
 
     return dict(
         capability=card and f'{card.major}.{card.minor}',
         BN=N,
         bytes=getattr(torch, dtype).itemsize,
         most_scans=kind.most,
-        tile=[t['BD'], t['CH'], t['span'], t['num_warps']],
+        tile=[
+            *(t[key] for key in ('BD', 'CH', 'span', 'num_warps')),
+            forward['tiling']['ahead'],
+        ],
         resident=[resident(forward), resident(backward)],
-        more=[t['registers'], forward['tiling']['ahead'], t['reads_back']],
         us=[round(forward['us'], 1), round(backward['us'], 1)],
     )
 
@@ -266,17 +251,16 @@ def run(context: Context) -> None:
 def markdown(results: dict) -> list[str]:
     """The table, and what the best gains over the first candidate."""
     lines = [
-        '| BN | bytes | scans up to | (BD, CH, span, warps) | warps per '
-        'multiprocessor | (registers, ahead, reads back) | forward, us | '
-        'backward, us |',
-        '|---|---|---|---|---|---|---|---|',
+        '| BN | bytes | scans up to | (BD, CH, span, warps, ahead) | '
+        'warps per multiprocessor | forward, us | backward, us |',
+        '|---|---|---|---|---|---|---|',
     ]
     for row in results['table']:
         forward, backward = row['us']
         lines.append(
             f'| {row["BN"]} | {row["bytes"]} | {row["most_scans"] or "all"} '
             f'| {tuple(row["tile"])} | {tuple(row["resident"])} | '
-            f'{tuple(row["more"])} | {forward:.0f} | {backward:.0f} |'
+            f'{forward:.0f} | {backward:.0f} |'
         )
     for kind in results['kinds']:
         for which in ('forward', 'backward'):

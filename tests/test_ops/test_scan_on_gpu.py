@@ -164,12 +164,12 @@ def test_other_device():
 
 
 def test_segments_change_nothing_but_rounding(monkeypatch):
-    from transmamba_mm.ops.backends import triton_scan
+    from transmamba_mm.ops.backends import triton_tiling
 
     inputs = make_multi(2, length=300, channels=48, shared=('u', 'z'), N=16)
     grad = random_grad(inputs)
     settings = dict(reverse=(False, True), merge='sum')
     cut = run(on('cuda', inputs), grad.cuda(), **settings)
-    monkeypatch.setattr(triton_scan, 'MOST_SEGMENTS', 1)
+    monkeypatch.setattr(triton_tiling, 'MOST_SEGMENTS', 1)
     whole = run(on('cuda', inputs), grad.cuda(), **settings)
     assert_same(cut, whole, 1e-5)

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from transmamba_mm.ops import triton_launch
-from transmamba_mm.ops.backends import triton_scan
 
 
 @pytest.fixture
@@ -16,7 +15,7 @@ def fresh():
 
 
 def test_what_serves(monkeypatch, fresh):
-    monkeypatch.setattr(triton_scan, 'probe', lambda: None)
+    monkeypatch.setattr(triton_launch, 'probe', lambda: None)
     capabilities = {0: (9, 0), 1: (7, 5), None: (8, 0)}
     monkeypatch.setattr(
         torch.cuda, 'get_device_capability', capabilities.__getitem__
@@ -24,12 +23,12 @@ def test_what_serves(monkeypatch, fresh):
     assert triton_launch.serves(0) and triton_launch.serves(None)
     assert not triton_launch.serves(1)
     triton_launch._serves.cache_clear()
-    monkeypatch.setattr(triton_scan, 'probe', lambda: 'no Triton')
+    monkeypatch.setattr(triton_launch, 'probe', lambda: 'no Triton')
     assert not triton_launch.serves(0)
 
 
 def test_compiler_asks_without_tracing(monkeypatch, fresh):
-    monkeypatch.setattr(triton_scan, 'probe', lambda: 'no Triton')
+    monkeypatch.setattr(triton_launch, 'probe', lambda: 'no Triton')
 
     @torch.compile(backend='eager', fullgraph=True)
     def run(x):

@@ -6,21 +6,19 @@ must be switched on before they are defined, and are compiled for GPUs that
 are not there.
 """
 
-import json
-import os
-import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import triton_offline
 from triton_cases import CASES, SEGMENTS, problem
+from triton_offline import compiled, ptxas
 
-from transmamba_mm.ops.backends import triton_scan
+from transmamba_mm.ops import triton_launch
+from transmamba_mm.ops.backends import triton_scan, triton_tiling
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name('triton_cases.py')
 
 
@@ -30,22 +28,7 @@ SCRIPT = Path(__file__).with_name('triton_cases.py')
 @pytest.fixture(scope='module')
 def interpreted():
     """Results of interpret(), from a process of its own."""
-    pytest.importorskip('triton', minversion='3.3')
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', SCRIPT],
-        env={
-            **os.environ,
-            'TRITON_INTERPRET': '1',
-            'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path]),
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if 'only 0-dimensional arrays can be converted' in done.stderr:
-        pytest.skip("this Triton's interpreter needs an older NumPy")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.partition('RESULTS ')[2])
+    return triton_offline.interpreted(SCRIPT)
 
 
 @pytest.mark.parametrize('name', [*CASES, *SEGMENTS, 'wide'])
@@ -67,90 +50,28 @@ def test_nothing_to_scan(interpreted):
 # ------------------------------------------------------------- compiled
 
 
-class NoDevice:
-    """Stands in for Triton's driver, so that it compiles without a GPU."""
-
-    def __init__(self, capability):
-        from triton.backends.compiler import GPUTarget
-
-        self.target = GPUTarget('cuda', capability, 32)
-
-    def get_current_target(self):
-        return self.target
-
-    def get_current_device(self):
-        return str(self.target)
-
-    def get_current_stream(self, device):
-        return 0
-
-    def get_active_torch_device(self):
-        return torch.device('cpu')
-
-
-def compiled(launch, capability, monkeypatch):
-    """PTX of what Triton would launch."""
-    from triton.runtime import driver
-
-    active = '_active' if hasattr(driver, '_active') else 'active'
-    monkeypatch.setattr(driver, active, NoDevice(capability))
-    kernel = launch.function.warmup(
-        **launch.arguments, **launch.options, grid=launch.grid
-    )
-    return kernel.asm['ptx']
-
-
-def ptxas(ptx, folder):
-    """Registers and bytes spilled per thread."""
-    import triton
-
-    folder.joinpath('kernel.ptx').write_text(ptx)
-    tool = Path(triton.__file__).parent / 'backends/nvidia/bin/ptxas'
-    if not tool.exists():
-        pytest.skip('no ptxas')
-    said = subprocess.run(
-        [
-            tool,
-            '-v',
-            '--gpu-name=' + re.search(r'\.target (sm_\w+)', ptx)[1],
-            'kernel.ptx',
-            '-o',
-            'kernel.cubin',
-        ],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stderr
-    return (
-        int(re.search(r'Used (\d+) registers', said)[1]),
-        int(re.search(r'(\d+) bytes spill stores', said)[1]),
-    )
-
-
 @pytest.mark.parametrize('capability', [80, 90])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('N', [1, 16])
 def test_compiled_kernels(N, dtype, capability, monkeypatch, tmp_path):
     """What the sizes of tiles were chosen for still holds."""
     pytest.importorskip('triton', minversion='3.3')
-    if triton_scan._interpreted():
+    if triton_launch.interpreted():
         pytest.skip('kernels are interpreted')
-    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     p = problem(L=197, D=384, N=N, K=2, dtype=dtype, shared=('u', 'z'))
     last = p.new_last_state()
     states = last.new_empty(triton_scan.states_shape(p))
     out = p.u.new_empty(1, 2, 197, 384)
-    monkeypatch.setattr(triton_scan, '_multiprocessors', lambda device: 132)
+    monkeypatch.setattr(triton_tiling, 'multiprocessors', lambda device: 132)
     reports = {}
     for launch in (
         *triton_scan.plan_forward(p, out, last, states),
         *triton_scan.plan_backward(p, states, out, [True] * 8),
     ):
-        ptx = compiled(launch, capability, monkeypatch)
+        ptx = compiled(launch, capability, monkeypatch, tmp_path)
         steps = launch.arguments['CH']
         shuffles = ptx.count('shfl.sync') / steps
-        name = launch.kernel
+        name = launch.kernel.fn.__name__
         if launch.arguments.get('ENDS'):
             name = 'ends'
         reports[name] = (shuffles, *ptxas(ptx, tmp_path))
@@ -174,9 +95,8 @@ def test_compiled_kernels(N, dtype, capability, monkeypatch, tmp_path):
 )
 def test_other_kernels_compile(replace, monkeypatch, tmp_path):
     pytest.importorskip('triton', minversion='3.3')
-    if triton_scan._interpreted():
+    if triton_launch.interpreted():
         pytest.skip('kernels are interpreted')
-    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     replace = dict(replace)
     if 'furthest' in replace:
         monkeypatch.setattr(triton_scan, 'FURTHEST', replace.pop('furthest'))
@@ -184,13 +104,13 @@ def test_other_kernels_compile(replace, monkeypatch, tmp_path):
     last = p.new_last_state()
     needs = [x is not None for x in p.tensors]
     states = last.new_empty(triton_scan.states_shape(p))
-    monkeypatch.setattr(triton_scan, '_multiprocessors', lambda device: 132)
-    monkeypatch.setattr(triton_scan, 'SHORTEST', 1)
+    monkeypatch.setattr(triton_tiling, 'multiprocessors', lambda device: 132)
+    monkeypatch.setattr(triton_tiling, 'SHORTEST', 1)
     for launch in (
         *triton_scan.plan_forward(p, p.new_out(), last, None),
         *triton_scan.plan_backward(p, states, p.new_out(), needs),
     ):
-        assert compiled(launch, 90, monkeypatch)
+        assert compiled(launch, 90, monkeypatch, tmp_path)
 
 
 # -------------------------------------------------------------- choices
@@ -199,21 +119,69 @@ def test_other_kernels_compile(replace, monkeypatch, tmp_path):
 def test_sizes_of_tiles():
     for N in (1, 2, 3, 4, 5, 8, 16, 17, 64, 256):
         for channels in (1, 11, 16, 24, 384):
-            t = triton_scan.tiling(N, channels, 10**6)
+            t = triton_tiling.tiling(N, channels, 10**6)
             assert t.BN >= N and t.BN & (t.BN - 1) == 0
             assert 512 * t.num_warps >= t.BN * t.BD
             assert 16 <= t.BD <= max(16, 2 * channels)
-    assert triton_scan.tiling(16, 384, 1)[:5] == (16, 32, 4, 2, 1)
-    assert triton_scan.tiling(1, 192, 1).BD == 32
-    assert triton_scan.tiling(1, 192, 10**6).BD == 64
+            assert t.period % t.ahead == 0
+    assert triton_tiling.tiling(16, 384, 1)[:5] == (16, 32, 2, 4, 1)
+    assert triton_tiling.tiling(1, 192, 1)[:5] == (1, 32, 8, 1, 1)
+
+
+def test_measured_sizes_of_tiles(monkeypatch):
+    """Those of the table, on the card it is about, up to its size."""
+    few = dict(
+        capability='9.0',
+        BN=16,
+        bytes=2,
+        most_scans=100,
+        tile=[64, 4, 1, 2, 4],
+        resident=[3, 2],
+    )
+    many = dict(few, most_scans=None, tile=[16, 8, 1, 1, 8])
+    monkeypatch.setattr(triton_tiling, 'measured_tilings', lambda: [few, many])
+    tiling = triton_tiling.tiling
+    assert tiling(9, 384, 100, 2, '9.0') == (16, 64, 4, 1, 2, 4, (3, 2))
+    assert tiling(9, 384, 101, 2, '9.0').BD == 16
+    assert tiling(9, 24, 100, 2, '9.0')[:5] == (16, 32, 4, 1, 1)
+    rule = tiling(9, 384, 100)
+    for other in ((4, '9.0'), (2, '8.0'), (2, None)):
+        assert tiling(9, 384, 100, *other) == rule
+
+
+def test_table_of_tiles():
+    """Every row is one that the kernels can run."""
+    for row in triton_tiling.measured_tilings():
+        most = row['most_scans'] or 10**9
+        kind = row['bytes'], row['capability']
+        t = triton_tiling.tiling(row['BN'], 4096, most, *kind)
+        assert [t.BD, t.CH, t.span, t.num_warps, t.ahead] == row['tile']
+        assert t.period % t.ahead == 0
+        assert 512 * t.num_warps >= t.BN * t.BD
+
+
+@pytest.mark.parametrize(
+    ('length', 'resident', 'wanted'),
+    [(400, 0, 1), (400, 8, 3), (400, 100, 10), (63, 100, 1), (9999, 9999, 63)],
+)
+def test_segments(length, resident, wanted, monkeypatch):
+    """So many that there are enough warps; none is too short."""
+    monkeypatch.setattr(triton_tiling, 'multiprocessors', lambda device: 3)
+    p = problem(batch=2, K=2, L=length, D=64, N=16)  # eight warps
+    t = triton_tiling.tiling(16, 64, 1)
+    assert triton_tiling.segments(p, t, resident) == wanted
 
 
 def test_wide_offsets_are_noticed():
     p = problem(L=2, D=16, N=1)
-    assert not triton_scan._common_arguments(p, triton_scan._tiling(p))['WIDE']
+    assert not triton_scan._common_arguments(p, triton_tiling.of_problem(p))[
+        'WIDE'
+    ]
     far = torch.empty_strided(p.u.shape, (0, 0, 2**30, 1), device='meta')
     p = p._replace(u=far)
-    assert triton_scan._common_arguments(p, triton_scan._tiling(p))['WIDE']
+    assert triton_scan._common_arguments(p, triton_tiling.of_problem(p))[
+        'WIDE'
+    ]
 
 
 def test_refused():

@@ -10,7 +10,7 @@ import json
 import torch
 import torch.nn.functional as F
 
-from transmamba_mm.ops.backends import triton_scan
+from transmamba_mm.ops.backends import triton_scan, triton_tiling
 from transmamba_mm.ops.backends.problem import ScanProblem
 
 NAMES = ScanProblem._fields[:8]
@@ -258,11 +258,11 @@ def interpret():
         f'{name} = {value}': not_finite(name, float(value))
         for name, value in (('u', 'nan'), ('B', 'inf'), ('z', '-inf'))
     }
-    triton_scan.SHORTEST = 2
+    triton_tiling.SHORTEST = 2
     for name, case in SEGMENTS.items():
         p = problem(**case)
-        t = triton_scan._tiling(p)
-        assert min(triton_scan.segments(p, t, x) for x in t.resident) > 1
+        t = triton_tiling.of_problem(p)
+        assert min(triton_tiling.segments(p, t, x) for x in t.resident) > 1
         results[name] = run_case(case)
     triton_scan.FURTHEST = 0  # offsets do not fit in 32 bits
     results['wide'] = run_case(CASES['four directions, merged'])

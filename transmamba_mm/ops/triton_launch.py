@@ -1,23 +1,55 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""What the small Triton kernels share: whether they run, and their launch.
+"""What all Triton kernels share: whether they run, and their launch.
 
 Triton itself is imported by the modules of the kernels alone.
 """
 
 import functools
+import os
 from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
-from .backends import triton_scan
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OLDEST_TRITON = (3, 3)
+
+
+def probe() -> Optional[str]:
+    """Tell why the backend cannot be used, and what to do; None if it can."""
+    try:
+        import triton
+    except ImportError as e:
+        if e.name != 'triton':
+            return f'Triton cannot be imported ({e}); install it again'
+        return (
+            'Triton is not installed; PyTorch for GPUs on Linux brings it '
+            'along, else install the package triton'
+        )
+    version = tuple(int(x) for x in triton.__version__.split('.')[:2])
+    if version < OLDEST_TRITON:
+        oldest = '.'.join(map(str, OLDEST_TRITON))
+        return (
+            f'Triton {triton.__version__} is too old; install PyTorch >= 2.7, '
+            f'which has Triton {oldest}'
+        )
+    if not (torch.cuda.is_available() or interpreted()):
+        return (
+            'PyTorch sees no GPU; install its build for CUDA or ROCm and a '
+            'driver, and check CUDA_VISIBLE_DEVICES'
+        )
+    return None
+
+
+def interpreted() -> bool:
+    """Tell whether Triton runs its kernels in Python."""
+    flag = os.environ.get('TRITON_INTERPRET', '')
+    return flag.lower() in ('1', 'true', 'on', 'yes', 'y')
 
 
 @functools.cache
 def _serves(index: Optional[int]) -> bool:
-    if triton_scan.probe() is not None:
+    if probe() is not None:
         return False
     # Triton's own requirement; AMD's numbers all pass.
     return torch.cuda.get_device_capability(index) >= (8, 0)

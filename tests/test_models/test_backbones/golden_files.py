@@ -14,6 +14,8 @@ GRAD_TOLERANCE = 5e-5
 
 def assert_close(actual, expected, tolerance, name):
     actual = actual.detach().double().cpu().numpy()
+    if isinstance(expected, torch.Tensor):
+        expected = expected.detach().cpu()
     expected = np.asarray(expected, dtype=np.float64)
     assert actual.shape == expected.shape, name
     error = np.abs(actual - expected).max(initial=0)

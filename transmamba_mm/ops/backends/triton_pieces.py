@@ -4,9 +4,10 @@
 One program, of one warp if possible, scans ``BD`` channels of one group of
 one (sample, direction) pair, step after step.  Its state is a tile of
 (``BN``, ``BD``) values in registers.  What a step reads does not depend on
-the state, so the reads of ``CH`` steps come first: the compiler cannot move
-them above writes, and waiting for memory at each step would cost more than
-the step.
+the state, so it is read one pass of the loop before it is needed and carried
+over.  Nothing else helps: reads that are merely written earlier are moved
+back to where their results are used, and each step waits for memory (on an
+H200 that doubled the time).
 
 Triton derives from the widest access to a tile how the tile is spread over
 the threads:

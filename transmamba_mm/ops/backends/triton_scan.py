@@ -1,10 +1,10 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Backend ``'triton'``: kernels for NVIDIA and AMD GPUs.
 
-:mod:`.triton_forward` and :mod:`.triton_backward` have the kernels, this
-module what surrounds them: which problems they serve, the sizes of their
-tiles, their arguments, and the sums over what several programs contribute to
-one gradient.
+:mod:`.triton_forward`, :mod:`.triton_adjoint` and :mod:`.triton_backward`
+have the kernels, :mod:`.triton_tiling` the sizes of their tiles, this module
+what surrounds them: which problems they serve, their arguments, and the sums
+over what several programs contribute to one gradient.
 
 Directions are part of the grid: nothing is gathered or flipped.  The outputs
 of K > 1 directions to be merged, and gradients of what directions share, are
@@ -14,195 +14,31 @@ with K times the steps in a row; atomic sums would depend on the order of
 execution.  So results do not change from run to run.
 
 Steps are taken one after the other, so that little B * K * D would leave a
-GPU idle.  Then the length is cut into segments (:func:`segments`): a first
-launch computes where each leads from zero, and every program of the second
-starts from what the segments before its own say.  This takes half the work
-once more and divides the time that is spent waiting for memory.
+GPU idle.  Then the length is cut into segments: a first launch computes where
+each leads from zero, and every program of the second starts from what the
+segments before its own say.  This takes half the work once more and divides
+the time that is spent waiting for memory.
 """
 
-import functools
-import json
 import math
-import os
-from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
+from .. import triton_launch
+from ..triton_launch import DTYPES, Launch, interpreted
+from . import triton_tiling
 from .problem import ScanProblem
+from .triton_tiling import Tiling
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-OLDEST_TRITON = (3, 3)
 MOST_STATES = 256
-SHORTEST, MOST_SEGMENTS = 32, 64  # see segments()
 FURTHEST = 2**31 - 1  # offset that fits in 32 bits
-
-
-class Tiling(NamedTuple):
-    """How the work is cut up; see :func:`tiling`.
-
-    Attributes:
-        BN: rows of a tile, the number of states N rounded up.
-        BD: columns of a tile, channels per program.
-        CH: steps whose states the backward pass holds in registers.
-        span: chunks of CH steps per state that is kept in memory.
-        num_warps: warps per program.
-        resident: (forward, backward), the warps per multiprocessor for which
-            the length is cut up if there are fewer.
-        registers: most registers of a thread in the backward pass, so that
-            more warps are resident; 0 leaves it to the compiler.
-        ahead: steps whose inputs the forward pass holds in registers before
-            they are needed; divides :attr:`period`.
-        reads_back: whether the backward pass does likewise, for CH steps.
-    """
-
-    BN: int
-    BD: int
-    CH: int
-    span: int
-    num_warps: int
-    resident: tuple[int, int] = (16, 8)
-    registers: int = 0
-    ahead: int = 2
-    reads_back: bool = False
-
-    @property
-    def period(self) -> int:
-        """Steps per state that is kept in memory."""
-        return self.CH * self.span
-
-
-def tiling(
-    N: int,
-    channels: int,
-    scans: int,
-    bytes: int = 4,
-    capability: Optional[str] = None,
-) -> Tiling:
-    """Choose the sizes of tiles.
-
-    Those of ``triton_tilings.json`` where it has the card and the kind of
-    scan (``benchmarks/gpu.py`` measures them), else by these rules:
-
-    * A thread has at most 16 values of each tile.  The backward pass holds
-      those of CH = 4 steps and four more in 255 registers.  N <= 4 can afford
-      CH = 8.
-    * One warp per program as long as that leaves 16 channels, a sector of
-      memory in bfloat16: sums then need no exchange between warps.
-    * A state is kept in memory every 8 steps, which takes N / 8 times the
-      memory of ``u`` in float32.  To get from there to the second half of
-      the 8 steps, the first half is computed a third time.
-    * N = 1 is bound by memory.  With 64 channels, two per thread, there are
-      a quarter fewer instructions per channel, but half the warps; 1024 of
-      them must remain.
-
-    Args:
-        N: number of states.
-        channels: channels per group.
-        scans: how many independent scans of one channel there are in all.
-        bytes: of an element of ``u``.  Default 4.
-        capability: of the card, as '9.0'.  Default None: not known.
-
-    Returns:
-        Tiling: the sizes.
-    """
-    BN = _power_of_2(N)
-    widest = max(16, _power_of_2(channels))
-    for row in measured_tilings():
-        kind = row['capability'], row['BN'], row['bytes']
-        if kind == (capability, BN, bytes) and (
-            row['most_scans'] is None or scans <= row['most_scans']
-        ):
-            t = Tiling(BN, *row['tile'], tuple(row['resident']), *row['more'])
-            BD = min(t.BD, widest)
-            return t._replace(
-                BD=BD, num_warps=max(1, t.num_warps * BD // t.BD)
-            )
-    BD = 32 if BN <= 16 else 16
-    if BN == 1 and scans >= 1024 * 64:
-        BD = 64
-    BD = min(BD, widest)
-    few = BN * BD <= 128
-    return Tiling(
-        BN, BD, 8 if few else 4, 1 if few else 2, max(1, BN * BD // 512)
-    )
-
-
-@functools.cache
-def measured_tilings() -> list[dict[str, Any]]:
-    """Read what ``benchmarks/gpu.py --only tuning`` has found.
-
-    Returns:
-        list[dict]: the fields of :class:`Tiling`, ``tile`` being (BD, CH,
-        span, num_warps) and ``more`` what follows ``resident``, by the card's
-        ``capability``, ``BN``, ``bytes`` and the ``most_scans`` (None: any)
-        up to which it is the best; the first that fits counts.
-    """
-    path = Path(__file__).with_name('triton_tilings.json')
-    return json.loads(path.read_text())
-
-
-def segments(p: ScanProblem, t: Tiling, resident: int) -> int:
-    """Choose into how many segments the length is cut.
-
-    Args:
-        p: the problem.
-        t: its tiling.
-        resident: see :class:`Tiling`.
-
-    Returns:
-        int: at least 1; no segment but the last is shorter than
-        :data:`SHORTEST` steps, and there are at most :data:`MOST_SEGMENTS`.
-    """
-    batch, K, length, _, _ = p.sizes
-    warps = batch * K * _blocks(p, t) * t.num_warps
-    wanted = resident * _multiprocessors(p.u.device) // max(1, warps)
-    most = max(1, min(wanted, length // SHORTEST, MOST_SEGMENTS))
-    chunks = -(-length // t.period)
-    return -(-chunks // -(-chunks // most))
-
-
-@functools.cache
-def _capability(device: torch.device) -> Optional[str]:
-    """Compute capability of an NVIDIA card, else None."""
-    if device.type != 'cuda' or torch.version.hip:
-        return None
-    return '{}.{}'.format(*torch.cuda.get_device_capability(device))
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    """How many a GPU has; 1 for the interpreter."""
-    if device.type != 'cuda':
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def probe() -> Optional[str]:
     """Tell why the backend cannot be used, and what to do; None if it can."""
-    try:
-        import triton
-    except ImportError as e:
-        if e.name != 'triton':
-            return f'Triton cannot be imported ({e}); install it again'
-        return (
-            'Triton is not installed; PyTorch for GPUs on Linux brings it '
-            'along, else install the package triton'
-        )
-    version = tuple(int(x) for x in triton.__version__.split('.')[:2])
-    if version < OLDEST_TRITON:
-        oldest = '.'.join(map(str, OLDEST_TRITON))
-        return (
-            f'Triton {triton.__version__} is too old; install PyTorch >= 2.7, '
-            f'which has Triton {oldest}'
-        )
-    if not (torch.cuda.is_available() or _interpreted()):
-        return (
-            'PyTorch sees no GPU; install its build for CUDA or ROCm and a '
-            'driver, and check CUDA_VISIBLE_DEVICES'
-        )
-    return None
+    return triton_launch.probe()
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> bool:
@@ -215,7 +51,7 @@ def supports(device: torch.device, dtype: torch.dtype) -> bool:
     if dtype not in DTYPES:
         return False
     if device.type == 'cpu':
-        return _interpreted()
+        return interpreted()
     if device.type != 'cuda' or not torch.cuda.is_available():
         return False
     # Triton's own requirement; AMD's numbers all pass.
@@ -237,9 +73,9 @@ def refuses(p: ScanProblem) -> Optional[str]:
 def states_shape(p: ScanProblem) -> tuple[int, ...]:
     """Shape of the kept states: (B, K, blocks, chunks, BN, BD)."""
     batch, K, length, _, _ = p.sizes
-    t = _tiling(p)
+    t = triton_tiling.of_problem(p)
     chunks = -(-length // t.period)
-    return batch, K, _blocks(p, t), chunks, t.BN, t.BD
+    return batch, K, triton_tiling.blocks(p, t), chunks, t.BN, t.BD
 
 
 def forward(p: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -251,7 +87,7 @@ def forward(p: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     K = len(p.reverse)
     out = _new_tokens(p, torch.float32 if p.merge and K > 1 else p.u.dtype)
     for launch in plan_forward(p, out, last, states if keep else None):
-        launch.run()
+        launch.run(p.u)
     if p.merge and K > 1:
         out = out.sum(1, keepdim=True).to(p.u.dtype)
     return out, last, states
@@ -273,43 +109,12 @@ def backward(
         return [None] * len(needs)
     launches = plan_backward(p, states, grad_out, needs)
     for launch in launches:
-        launch.run()
+        launch.run(p.u)
     grads = launches[-1].arguments
     return [
         _fold(name, grads[f'grad_{name}'], p, x) if need else None
         for name, x, need in zip(p._fields, p.tensors, needs)
     ]
-
-
-class Launch(NamedTuple):
-    """One launch of a kernel.
-
-    Attributes:
-        kernel: its name.
-        grid: programs, along the first axis samples, directions and blocks
-            of channels, along the second segments.
-        arguments: all its arguments, by name.
-        options: of the compiler.
-    """
-
-    kernel: str
-    grid: tuple[int, int]
-    arguments: dict[str, Any]
-    options: dict[str, int]
-
-    @property
-    def function(self):
-        """The kernel itself."""
-        from . import triton_backward, triton_forward
-
-        is_forward = self.kernel == 'scan_forward'
-        module = triton_forward if is_forward else triton_backward
-        return getattr(module, self.kernel)
-
-    def run(self) -> None:
-        """Launch it on the device of the tensors."""
-        with torch.cuda.device_of(self.arguments['delta']):
-            self.function[self.grid](**self.arguments, **self.options)
 
 
 def plan_forward(
@@ -326,8 +131,10 @@ def plan_forward(
     Returns:
         list[Launch]: the launches, in order.
     """
-    t = _tiling(p)
-    S = segments(p, t, t.resident[0])
+    from .triton_forward import scan_forward
+
+    t = triton_tiling.of_problem(p)
+    S = triton_tiling.segments(p, t, t.resident[0])
     A = p.A.float().transpose(1, 2).contiguous()
     arguments = dict(
         _common_arguments(p, t),
@@ -339,10 +146,10 @@ def plan_forward(
         ENDS=False,
     )
     arguments.update(_strides('A', 'kn', A))
-    launches = [_launch('scan_forward', p, t, S, arguments)]
+    launches = [_launch(scan_forward, p, t, S, arguments)]
     if S > 1:
         first = dict(arguments, ENDS=True, states=None, out=None)
-        launches.insert(0, _launch('scan_forward', p, t, S - 1, first))
+        launches.insert(0, _launch(scan_forward, p, t, S - 1, first))
     return launches
 
 
@@ -361,11 +168,14 @@ def plan_backward(
         list[Launch]: the launches, in order; the last one has the gradients
         among its arguments.
     """
-    t = _tiling(p)
-    S = segments(p, t, t.resident[1])
+    from .triton_adjoint import scan_adjoint
+    from .triton_backward import scan_backward
+
+    t = triton_tiling.of_problem(p)
+    S = triton_tiling.segments(p, t, t.resident[1])
     batch, K, length, channels, N = p.sizes
     new = states.new_empty
-    blocks = _blocks(p, t)
+    blocks = triton_tiling.blocks(p, t)
     shapes = {
         'A': (batch, K, blocks, S, t.BN, t.BD),
         'B': (batch, K, blocks, length, N),
@@ -380,7 +190,7 @@ def plan_backward(
         grad_out=grad_out,
         **_strides('grad', 'bkld', grad_out),
     )
-    arguments = dict(common, CH=t.CH, SPAN=t.span, AHEAD=t.reads_back)
+    arguments = dict(common, CH=t.CH, SPAN=t.span)
     del arguments['tile_size'], arguments['KEEP']
     for name, x, need in zip(p._fields, p.tensors, needs):
         grad = None
@@ -390,7 +200,7 @@ def plan_backward(
             shared = x.shape[1] < K
             grad = _new_tokens(p, torch.float32 if shared else x.dtype)
         arguments[f'grad_{name}'] = grad
-    launches = [_launch('scan_backward', p, t, S, arguments)]
+    launches = [_launch(scan_backward, p, t, S, arguments)]
     if S > 1:
         unused = ('u', 'B', 'D')
         adjoint = {
@@ -400,7 +210,7 @@ def plan_backward(
             and name.rpartition('_s')[0] not in unused
             and name != 'ALIGN_B'
         }
-        launches.insert(0, _launch('scan_adjoint', p, t, S - 1, adjoint))
+        launches.insert(0, _launch(scan_adjoint, p, t, S - 1, adjoint))
     return launches
 
 
@@ -419,7 +229,14 @@ def _crossings(
         ends=None,
     )
     if S > 1:
-        shape = batch, K, _blocks(p, t), -(-chunks // periods), t.BN, t.BD
+        shape = (
+            batch,
+            K,
+            triton_tiling.blocks(p, t),
+            -(-chunks // periods),
+            t.BN,
+            t.BD,
+        )
         arguments['ends'] = like.new_empty(shape)
         arguments['spans'] = like.new_empty(shape[:4] + shape[5:])
     return dict(spans=None) | arguments
@@ -435,7 +252,7 @@ def _common_arguments(
         orders=p.orders,
         length=length,
         channels=channels // G,
-        blocks=_blocks(p, t),
+        blocks=triton_tiling.blocks(p, t),
         K=K,
         G=G,
         reverses=sum(1 << k for k, x in enumerate(p.reverse) if x),
@@ -471,15 +288,12 @@ def _common_arguments(
 
 
 def _launch(
-    kernel: str, p: ScanProblem, t: Tiling, S: int, arguments: dict[str, Any]
+    kernel: Any, p: ScanProblem, t: Tiling, S: int, arguments: dict[str, Any]
 ) -> Launch:
     batch, K, length = p.sizes[:3]
     arguments['EVEN_L'] = length % arguments['CH'] == 0
-    grid = batch * K * _blocks(p, t), S
-    options = dict(num_warps=t.num_warps)
-    if kernel == 'scan_backward' and t.registers and not torch.version.hip:
-        options['maxnreg'] = t.registers
-    return Launch(kernel, grid, arguments, options)
+    grid = batch * K * triton_tiling.blocks(p, t), S
+    return Launch(kernel, grid, arguments, t.num_warps)
 
 
 def _strides(name: str, axes: str, x: Optional[Tensor]) -> dict[str, int]:
@@ -504,22 +318,6 @@ def _alignment(x: Tensor) -> int:
         return size
     strides = [s * size for s, n in zip(x.stride()[:-1], x.shape) if n > 1]
     return math.gcd(16, x.data_ptr(), *strides)
-
-
-def _tiling(p: ScanProblem) -> Tiling:
-    batch, K, _, channels, N = p.sizes
-    return tiling(
-        N,
-        channels // p.groups,
-        batch * K * channels,
-        p.u.element_size(),
-        _capability(p.u.device),
-    )
-
-
-def _blocks(p: ScanProblem, t: Tiling) -> int:
-    """Number of programs per sample and direction."""
-    return p.groups * -(-p.sizes[3] // (p.groups * t.BD))
 
 
 def _new_tokens(p: ScanProblem, dtype: torch.dtype) -> Tensor:
@@ -554,14 +352,3 @@ def _fold(name: str, grad: Tensor, p: ScanProblem, x: Tensor) -> Tensor:
         grad = grad.reshape(x.shape[0], p.groups, -1, N)
         grad = grad[:, :, : channels // p.groups].reshape(x.shape)
     return grad.to(x.dtype).contiguous()
-
-
-def _power_of_2(x: int) -> int:
-    """Round up to a power of 2."""
-    return 1 << max(0, x - 1).bit_length()
-
-
-def _interpreted() -> bool:
-    """Tell whether Triton runs its kernels in Python."""
-    flag = os.environ.get('TRITON_INTERPRET', '')
-    return flag.lower() in ('1', 'true', 'on', 'yes', 'y')
