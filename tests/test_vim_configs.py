@@ -147,7 +147,10 @@ def test_no_decay_of_the_temporal_embedding():
     (decay,) = (
         group['weight_decay']
         for group in wrapper.optimizer.param_groups
-        if group['params'][0] is model.backbone.temporal_pos_embedding
+        if any(
+            parameter is model.backbone.temporal_pos_embedding
+            for parameter in group['params']
+        )
     )
     assert decay == 0
 

@@ -23,6 +23,9 @@ DATASETS = _child('dataset', root.DATASETS)
 TRANSFORMS = _child('transform', root.TRANSFORMS)
 METRICS = _child('metric', root.METRICS)
 OPTIM_WRAPPERS = _child('optimizer wrapper', root.OPTIM_WRAPPERS)
+OPTIM_WRAPPER_CONSTRUCTORS = _child(
+    'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS
+)
 FUNCTIONS = _child('function', root.FUNCTIONS)
 
 #: Scan orders, functions ``(h, w) -> LongTensor (h*w,)``; ours alone.

@@ -1,5 +1,5 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""Hooks of the training engine."""
+"""Hooks and the optimizer's groups: the training engine."""
 
 from .hooks import (
     BareFileHook,
@@ -7,10 +7,12 @@ from .hooks import (
     SafeCheckpointHook,
     seed_worker,
 )
+from .optim_groups import MergedGroupsOptimWrapperConstructor
 
 __all__ = [
     'BareFileHook',
     'EpochSeedHook',
+    'MergedGroupsOptimWrapperConstructor',
     'SafeCheckpointHook',
     'seed_worker',
 ]

@@ -21,6 +21,7 @@ optim_wrapper = dict(
         eps=1e-8,
         betas=(0.9, 0.999),
     ),
+    constructor='transmamba.MergedGroupsOptimWrapperConstructor',
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,

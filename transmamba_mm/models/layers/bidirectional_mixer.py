@@ -192,9 +192,11 @@ class BidirectionalMixer(DirectionalMixer):
             torch.stack([conv.bias for conv in convs]) if has_bias else None,
             reverse=(False, True),
         )
+        # Slices would each get a full-size gradient.
+        forward, backward = u.unbind(1)
         steps = zip(
-            self._steps(u[:, 0], self.x_proj, self.dt_proj),
-            self._steps(u[:, 1], self.x_proj_b, self.dt_proj_b),
+            self._steps(forward, self.x_proj, self.dt_proj),
+            self._steps(backward, self.x_proj_b, self.dt_proj_b),
         )
         dt, B, C = (torch.stack(pair, dim=1) for pair in steps)
         bias = torch.stack([self.dt_proj.bias, self.dt_proj_b.bias])

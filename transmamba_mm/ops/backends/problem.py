@@ -89,8 +89,9 @@ class ScanProblem(NamedTuple):
     @property
     def groups(self) -> int:
         """G, 1 if both ``B`` and ``C`` are constant."""
-        varying = [x for x in (self.B, self.C) if x.dim() == 5]
-        return max((x.shape[2] for x in varying), default=1)
+        if self.B.dim() == 5:
+            return self.B.shape[2]
+        return self.C.shape[2] if self.C.dim() == 5 else 1
 
     @property
     def wide_dtype(self) -> torch.dtype:
