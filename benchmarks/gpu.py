@@ -155,6 +155,14 @@ def run_part(name: str, out: Path, tiny: bool, seconds: float) -> None:
         sys.exit(1)
 
 
+def seconds_of(name: str) -> float:
+    """Limit of a part; a minute if it cannot be imported, to report that."""
+    try:
+        return importlib.import_module(f'gpu_parts.{name}').SECONDS
+    except Exception:
+        return 60
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write all of a file or nothing."""
     part = path.with_suffix('.tmp')
@@ -181,10 +189,10 @@ def write_report(out: Path) -> None:
         if found['status'] != 'done':
             error = found.get('error', '').strip().splitlines()
             lines += [f'{found["status"]}: {error[-1] if error else ""}', '']
-        part = importlib.import_module(f'gpu_parts.{name}')
         try:
+            part = importlib.import_module(f'gpu_parts.{name}')
             lines += part.markdown(found['results'])
-        except (KeyError, TypeError, IndexError) as error:
+        except Exception as error:
             lines += [f'incomplete results: {error!r}']
     (out / 'report.md').write_text('\n'.join(lines) + '\n')
 
@@ -209,8 +217,7 @@ def main(argv=None) -> int:
         if args.resume and before and before['status'] == 'done':
             print(f'{name}: done before', flush=True)
             continue
-        part = importlib.import_module(f'gpu_parts.{name}')
-        seconds = min(part.SECONDS, end - time.monotonic())
+        seconds = min(seconds_of(name), end - time.monotonic())
         if seconds < 5:
             print(f'{name}: no time left', flush=True)
             status[name] = 'left out'

@@ -27,8 +27,8 @@ from official_files import (
 )
 
 from transmamba_mm.apis import convert_official
-from transmamba_mm.models.loading import drop_ema_buffers
-from transmamba_mm.models.official import CheckpointError
+from transmamba_mm.checkpoints import CheckpointError
+from transmamba_mm.checkpoints.load import drop_ema_buffers
 from transmamba_mm.registry import MODELS
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from transmamba_mm.utils.checkpoint import read_state_dict
+from transmamba_mm.checkpoints import read_state_dict
 
 TENSORS = {'a.weight': torch.arange(6.0).view(2, 3), 'b': torch.ones(1)}
 

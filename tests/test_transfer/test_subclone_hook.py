@@ -27,9 +27,9 @@ from mmpretrain.structures import DataSample
 from torch import multiprocessing
 from torch.utils.data import Dataset
 
+from transmamba_mm.checkpoints import read_state_dict
 from transmamba_mm.compat import prepare_cpu_launch
 from transmamba_mm.transfer import SubcloneInitializer, TransferError
-from transmamba_mm.utils.checkpoint import read_state_dict
 
 PROCESSES = 2
 PREPROCESSOR = dict(num_classes=3, mean=[128] * 3, std=[64] * 3)

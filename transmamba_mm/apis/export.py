@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from mmengine.config import Config
 
-from transmamba_mm.utils.checkpoint import strip_prefix
+from transmamba_mm.checkpoints import strip_prefix
 
 _PREFIX = 'architecture.'
 # Variables of our configs that describe the distillation, not the student.

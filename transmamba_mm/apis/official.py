@@ -10,16 +10,15 @@ import torch
 from mmengine.logging import print_log
 from mmpretrain import get_model
 
-from transmamba_mm.models import MambaBackbone
-from transmamba_mm.models.loading import (
+from transmamba_mm.checkpoints import NOTE, CheckpointError, Source
+from transmamba_mm.checkpoints.files import read_checkpoint, strip_prefix
+from transmamba_mm.checkpoints.load import (
     check_match,
     find_tensors,
-    fit,
     settle,
     to_classifier_names,
 )
-from transmamba_mm.models.official import CheckpointError, Source
-from transmamba_mm.utils.checkpoint import read_checkpoint
+from transmamba_mm.models import MambaBackbone
 from transmamba_mm.version import __version__
 
 _BACKBONE = 'backbone.'
@@ -78,14 +77,18 @@ def convert_official(
         raise ValueError(
             f'unknown family {family!r}; choose from {", ".join(families)}'
         )
-    if family is not None and family != backbone.FAMILY:
+    if family is not None and family != backbone.FORMAT.family:
         raise CheckpointError(
-            f"'{config}' is a model of the family {backbone.FAMILY}, not "
-            f'{family}: use a config of {families[family].__name__}'
+            f"'{config}' is a model of the family {backbone.FORMAT.family}, "
+            f'not {family}: use a config of {families[family].__name__}'
         )
     tensors = find_tensors(backbone, source, ema)
     tensors = to_classifier_names(backbone, tensors, source)
-    tensors = fit(backbone, tensors, tensors._metadata, _BACKBONE)
+    part = strip_prefix(tensors, _BACKBONE)
+    note = part._metadata.get('', {}).get(NOTE, {})
+    part = backbone.fitted(part, note)
+    tensors = dict(tensors)
+    tensors.update((_BACKBONE + key, value) for key, value in part.items())
     tensors, fresh = settle(backbone, tensors, source, _BACKBONE)
     result = model.state_dict()
     if drop_head:

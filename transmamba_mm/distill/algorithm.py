@@ -1,7 +1,6 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Stage two as an mmrazor algorithm."""
 
-from collections import OrderedDict
 from typing import Optional, Union
 
 import torch
@@ -12,8 +11,10 @@ from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
+from transmamba_mm.checkpoints import read_state_dict
+from transmamba_mm.checkpoints.load import read_classifier_state
+from transmamba_mm.models import MambaBackbone
 from transmamba_mm.registry import MODELS
-from transmamba_mm.utils.checkpoint import read_state_dict
 
 # Not part of a teacher: preprocessing constants, and the buffers that
 # mmpretrain's EMA used to write beside the weights.
@@ -147,11 +148,9 @@ class TransMambaDistill(SingleTeacherDistill):
             return
         if any(key.startswith(_PARTS) for key in state_dict):
             return  # of a distillation, or a part of one
-        student = OrderedDict(state_dict)
-        student._metadata = getattr(state_dict, '_metadata', None) or {}
-        # What the student would do in its own `load_state_dict`.
-        for hook in self.student._load_state_dict_pre_hooks.values():
-            hook(student, '', {}, True, [], [], [])
+        student, backbone = state_dict, getattr(self.student, 'backbone', None)
+        if isinstance(backbone, MambaBackbone):
+            student = read_classifier_state(backbone, state_dict)
         if not student.keys() & self.student.state_dict().keys():
             raise ValueError(
                 f'the checkpoint holds nothing for {type(self).__name__}, '
@@ -164,11 +163,9 @@ class TransMambaDistill(SingleTeacherDistill):
             for key, value in self.state_dict().items()
             if not key.startswith(_STUDENT)
         }
+        student = {f'{_STUDENT}{k}': value for k, value in student.items()}
         state_dict.clear()
-        state_dict.update(rest)
-        state_dict.update(
-            (f'{_STUDENT}{key}', value) for key, value in student.items()
-        )
+        state_dict.update({**rest, **student})
 
     def train(self, mode: bool = True) -> 'TransMambaDistill':
         """Sets the mode of all but the teacher, which stays in eval mode."""

@@ -5,9 +5,6 @@ from .backbones import (
     VideoMamba,
     VisionMamba,
     VMamba,
-    convert_videomamba_state_dict,
-    convert_vim_state_dict,
-    convert_vmamba_state_dict,
     find_mamba_backbone,
 )
 from .necks import ClipDecoders
@@ -19,8 +16,5 @@ __all__ = [
     'VMamba',
     'VideoMamba',
     'VisionMamba',
-    'convert_videomamba_state_dict',
-    'convert_vim_state_dict',
-    'convert_vmamba_state_dict',
     'find_mamba_backbone',
 ]

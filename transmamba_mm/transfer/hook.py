@@ -12,8 +12,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import Tensor, nn
 
+from transmamba_mm.checkpoints import read_state_dict
 from transmamba_mm.registry import HOOKS, MODELS
-from transmamba_mm.utils.checkpoint import read_state_dict
 
 from .families import TransferError, read_teacher
 from .importance import collect_activations

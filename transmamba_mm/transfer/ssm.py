@@ -8,17 +8,40 @@ the ``x`` half of ``in_proj``, and the key and query projections become the
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Optional
+from typing import Optional, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .families import TransferError
+from transmamba_mm.models import MambaBackbone
+
+from .families import TeacherWeights, TransferError
 from .plan import TransferEntry
 from .roles import INNER, QKV, RESIDUAL, split_role
 
-if TYPE_CHECKING:
-    from .subclone import Subcloner
+
+class Pairing(Protocol):
+    """Who is paired with whom, as a subcloner knows it.
+
+    Attributes:
+        student (nn.Module): The model with the student.
+        backbone (MambaBackbone): The student's backbone.
+        roles (dict[str, str]): Roles of the student's parameters by name.
+        teacher (TeacherWeights): The teacher's weights by role.
+    """
+
+    student: nn.Module
+    backbone: MambaBackbone
+    roles: Mapping[str, str]
+    teacher: TeacherWeights
+
+    def source_layer(
+        self, layer: Optional[int]
+    ) -> tuple[Optional[int], Optional[str]]:
+        """Teacher layer for a student layer, or why there is none."""
+
+    def indices(self, axis: str, layer: Optional[int], size: int) -> Tensor:
+        """The teacher's channels that a narrower student takes."""
 
 
 class SSMSource:
@@ -54,14 +77,14 @@ class SSMSource:
         return 'fresh'
 
     def fill(
-        self, entry: TransferEntry, role: str, subcloner: 'Subcloner'
+        self, entry: TransferEntry, role: str, subcloner: Pairing
     ) -> None:
         """Decides rule and value of one SSM parameter.
 
         Args:
             entry (TransferEntry): The entry to complete.
             role (str): ``layers.<i>.ssm.<name>``.
-            subcloner (Subcloner): Gives the teacher and the index sets.
+            subcloner (Pairing): Gives the teacher and the index sets.
         """
         kind = split_role(role)[1]
         if self.conv_init == 'normal' and kind == 'ssm.conv.weight':
@@ -102,7 +125,7 @@ class PretrainedSSM(SSMSource):
         return 'pretrained Mamba'
 
     def fill(
-        self, entry: TransferEntry, role: str, subcloner: 'Subcloner'
+        self, entry: TransferEntry, role: str, subcloner: Pairing
     ) -> None:
         """Copies the parameter of the same name and shape."""
         name = entry.name.split('backbone.', 1)[-1]
@@ -151,7 +174,7 @@ class AttentionSSM(SSMSource):
         return 'attention'
 
     def fill(
-        self, entry: TransferEntry, role: str, subcloner: 'Subcloner'
+        self, entry: TransferEntry, role: str, subcloner: Pairing
     ) -> None:
         """Fills ``in_proj`` and ``x_proj``; all else stays fresh."""
         layer, kind = split_role(role)
@@ -167,7 +190,7 @@ class AttentionSSM(SSMSource):
         super().fill(entry, role, subcloner)
 
     @staticmethod
-    def _value_rows(d_inner: int, source: int, sub: 'Subcloner') -> Tensor:
+    def _value_rows(d_inner: int, source: int, sub: Pairing) -> Tensor:
         """Attention channels behind the ``d_inner`` channels of ``x``."""
         width = sub.teacher.embed_dims
         if d_inner < width:
@@ -175,7 +198,7 @@ class AttentionSSM(SSMSource):
         return torch.arange(d_inner) % width
 
     @staticmethod
-    def _columns(weight: Tensor, dims: int, sub: 'Subcloner') -> Tensor:
+    def _columns(weight: Tensor, dims: int, sub: Pairing) -> Tensor:
         """Keeps the student's residual channels of a projection."""
         if dims == weight.shape[1]:
             return weight
@@ -187,7 +210,7 @@ class AttentionSSM(SSMSource):
         layer: int,
         source: int,
         kind: str,
-        sub: 'Subcloner',
+        sub: Pairing,
     ) -> None:
         leaf = kind.rsplit('.', 1)[1]
         key = f'layers.{source}.{QKV}.{leaf}'
@@ -214,7 +237,7 @@ class AttentionSSM(SSMSource):
         layer: int,
         source: int,
         qkv: Optional[Tensor],
-        sub: 'Subcloner',
+        sub: Pairing,
     ) -> None:
         if qkv is None:
             entry.note = 'SSM; the teacher has no such projection'
@@ -252,7 +275,7 @@ class AttentionSSM(SSMSource):
         entry.note = 'B from K, C from Q; dt rows fresh'
 
     @staticmethod
-    def _size(layer: int, role: str, dim: int, sub: 'Subcloner') -> int:
+    def _size(layer: int, role: str, dim: int, sub: Pairing) -> int:
         """Size of the layer's first parameter whose role starts so."""
         role = f'layers.{layer}.{role}'
         parameters = dict(sub.student.named_parameters())

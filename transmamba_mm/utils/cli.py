@@ -20,8 +20,8 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from transmamba_mm.checkpoints.files import UNREADABLE, explain_unreadable
 from transmamba_mm.compat import prepare_cpu_launch
-from transmamba_mm.utils.checkpoint import UNREADABLE, explain_unreadable
 
 __all__ = [
     'UsageError',

@@ -14,10 +14,10 @@ from golden_vim import (
 )
 from torch import nn
 
+from transmamba_mm.checkpoints.formats import VIDEO_MAMBA
 from transmamba_mm.models import (
     ClipDecoders,
     VideoMamba,
-    convert_videomamba_state_dict,
 )
 
 
@@ -58,7 +58,7 @@ def run_classifier(golden, videos):
         golden,
         backbone,
         head,
-        convert_videomamba_state_dict,
+        VIDEO_MAMBA.to_classifier,
         'patch_embed.proj' if videos else 'patch_embed',
     )
 
@@ -119,11 +119,11 @@ def run_retrieval(golden):
     )
     assert not call, f'unknown: {sorted(call)}'
     assert_all_read(build)
-    state = convert_videomamba_state_dict(golden.weights())
+    state = VIDEO_MAMBA.to_classifier(golden.weights())
     model.load_state_dict(state, strict=True)
     modules, residuals = block_outputs(backbone)
     modules['patch_embed'] = backbone.patch_embed.proj
-    rename_grads(golden, convert_videomamba_state_dict)
+    rename_grads(golden, VIDEO_MAMBA.to_classifier)
     check_model(
         golden, model, modules, lambda model, seen: {**residuals, **model.seen}
     )

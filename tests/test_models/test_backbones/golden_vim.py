@@ -6,7 +6,7 @@ from mmpretrain.models import LinearClsHead
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from transmamba_mm.models import convert_vim_state_dict
+from transmamba_mm.checkpoints.formats import VIM
 
 # What has no part in the numbers: several ways to compute the same, random
 # choices while training, and start values.
@@ -200,9 +200,7 @@ def run_vim(golden):
     build.pop('if_devide_out', None)  # Misspelt, and ignored by Vim, too.
     build.pop('ft_seq_len', None)
     assert_all_read(build)
-    check_classifier(
-        golden, backbone, head, convert_vim_state_dict, 'patch_embed'
-    )
+    check_classifier(golden, backbone, head, VIM.to_classifier, 'patch_embed')
 
 
 RUNNERS = {'vim': run_vim}

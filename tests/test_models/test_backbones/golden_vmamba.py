@@ -6,7 +6,8 @@ from golden_files import assert_close, check_model
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from transmamba_mm.models import VMamba, convert_vmamba_state_dict
+from transmamba_mm.checkpoints.formats import VMAMBA
+from transmamba_mm.models import VMamba
 from transmamba_mm.models.scan_orders import scan_order
 from transmamba_mm.ops import invert_order
 
@@ -171,7 +172,7 @@ def run_vmamba(golden):
     weights = golden.weights()
     if classes is None:
         weights.pop('pos_embed', None)
-    state = convert_vmamba_state_dict(weights)
+    state = VMAMBA.to_classifier(weights)
     model = build_model(backbone, classes)
     model.load_state_dict(state, strict=True)
     net = model.backbone

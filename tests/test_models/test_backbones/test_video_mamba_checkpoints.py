@@ -17,7 +17,7 @@ from video_mamba_cases import (
     videos,
 )
 
-from transmamba_mm.models import convert_videomamba_state_dict
+from transmamba_mm.checkpoints.formats import VIDEO_MAMBA
 
 # ------------------------------------------------------- official names
 
@@ -43,7 +43,7 @@ def test_state_dict_is_the_official_one(
         config = classifier(arch, classes, dims, num_frames=frames)
         model = MODELS.build(config)
     state = {k: list(v.shape) for k, v in model.state_dict().items()}
-    assert state == convert_videomamba_state_dict(expected)
+    assert state == VIDEO_MAMBA.to_classifier(expected)
 
 
 def test_state_dict_of_a_retrieval_model():
@@ -57,10 +57,10 @@ def test_state_dict_of_a_retrieval_model():
         'backbone.layers.0.norm.weight',
     ]
     alone = dict.fromkeys(names)
-    assert list(convert_videomamba_state_dict(alone)) == expected
+    assert list(VIDEO_MAMBA.to_classifier(alone)) == expected
     whole = {f'vision_encoder.{name}': None for name in names}
     whole |= {'text_encoder.norm.weight': None, 'temp': None}
-    found = convert_videomamba_state_dict(whole)
+    found = VIDEO_MAMBA.to_classifier(whole)
     assert list(found) == expected
 
 

@@ -14,7 +14,8 @@ from mmpretrain.registry import MODELS
 from torch import nn
 from vision_mamba_cases import CLASS_TOKENS, DIRECTIONS, backbone, classifier
 
-from transmamba_mm.models import VisionMamba, convert_vim_state_dict
+from transmamba_mm.checkpoints.formats import VIM
+from transmamba_mm.models import VisionMamba
 from transmamba_mm.models.class_tokens import (
     join_class_tokens,
     split_class_tokens,
@@ -77,7 +78,7 @@ def test_state_dict_of_tiny_is_the_official_one():
     with torch.device('meta'):
         model = MODELS.build(classifier('tiny'))
     state = {k: list(v.shape) for k, v in model.state_dict().items()}
-    assert state == convert_vim_state_dict(expected)
+    assert state == VIM.to_classifier(expected)
 
 
 def test_start_values_are_the_official_ones():

@@ -19,7 +19,8 @@ from vmamba_cases import (
     tiny_student,
 )
 
-from transmamba_mm.models import VMamba, convert_vmamba_state_dict
+from transmamba_mm.checkpoints.formats import VMAMBA
+from transmamba_mm.models import VMamba
 
 
 def official_state(arch):
@@ -43,12 +44,12 @@ def test_state_dict_is_the_official_one(arch, entries):
     with torch.device('meta'):
         model = MODELS.build(classifier(arch))
     own = {key: value.shape for key, value in model.state_dict().items()}
-    converted = convert_vmamba_state_dict(official)
+    converted = VMAMBA.to_classifier(official)
     assert {key: value.shape for key, value in converted.items()} == own
 
 
 def official_names(state):
-    """What :func:`convert_vmamba_state_dict` undoes, latest names."""
+    """What ``VMAMBA.to_classifier`` undoes, latest names."""
     renamed = {}
     for key, value in state.items():
         key = key.removeprefix('backbone.')
@@ -109,7 +110,7 @@ def test_names_of_all_releases_are_converted(names, kind):
     state = build(tiny_student(**options)).state_dict()
     given = names(state)
     assert (given.keys() != state.keys()) and len(given) == len(state)
-    result = convert_vmamba_state_dict(given)
+    result = VMAMBA.to_classifier(given)
     assert list(result) == list(state)
     for key, value in state.items():
         assert result[key].equal(value), key
@@ -123,7 +124,7 @@ def test_converts_position_embeddings_and_detection_backbones():
     given = dict(state, pos_embed=state['pos_embed'].mT.unflatten(2, (2, 3)))
     given['outnorm2.weight'] = given.pop('norm.weight')
     given['outnorm2.bias'] = given.pop('norm.bias')
-    result = convert_vmamba_state_dict(given)
+    result = VMAMBA.to_classifier(given)
     assert set(result) == {f'backbone.{key}' for key in state}
     for key, value in state.items():
         assert result[f'backbone.{key}'].equal(value), key

@@ -23,12 +23,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from transmamba_mm.checkpoints import (
+    NOTE,
+    CheckpointFormat,
+    check_layout,
+    note_layout,
+)
+from transmamba_mm.checkpoints.load import (
+    filter_classifier_state,
+    load_backbone,
+)
+
 from ..checks import check_int, check_number, is_int
 from ..class_tokens import join_class_tokens, split_class_tokens
 from ..layers import DirectionTaps
 from ..layers.taps import Grid, active_taps, recomputation_contexts
-from ..loading import filter_classifier_state, load_backbone
-from ..official import NOTE, OfficialFormat, check_layout, note_layout
 from ..scan_orders import scan_order
 
 #: The start that Transformers have from timm, as an ``init_cfg``.
@@ -70,12 +79,8 @@ class MambaBackbone(BaseModule):
             :attr:`ARCH_KEYS`.
         ARCH_CHECKS (dict[str, Callable]): By key of an ``arch``, what gets
             the key and its value, and returns the value or complains.
-        FAMILY (str): Name of the model family, for checkpoints.
-        OFFICIAL (OfficialFormat): What the checkpoints that the authors
-            released are like; see also :meth:`convert_official`.
-        OPTIONAL_KEYS (str): Regular expression for the beginning of names
-            of tensors that a pre-trained checkpoint need not have, or may
-            have beyond this backbone's.
+        FORMAT (CheckpointFormat): What its checkpoints are like, those
+            that the authors released above all.
 
     Args:
         out_indices (Sequence[int] | int): Layers, or stages of a
@@ -109,9 +114,7 @@ class MambaBackbone(BaseModule):
     ARCH_CHECKS: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = dict(
         embed_dims=check_int, num_layers=check_int
     )
-    FAMILY: ClassVar[str] = ''
-    OFFICIAL: ClassVar[OfficialFormat] = OfficialFormat()
-    OPTIONAL_KEYS: ClassVar[str] = r'norm_layer\d+\.'
+    FORMAT: ClassVar[CheckpointFormat] = CheckpointFormat()
 
     def __init__(
         self,
@@ -134,8 +137,7 @@ class MambaBackbone(BaseModule):
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self._register_state_dict_hook(note_layout)
-        self._register_load_state_dict_pre_hook(self._check_layout)
-        self._register_load_state_dict_pre_hook(self._fit_pos_embed)
+        self._register_load_state_dict_pre_hook(self._fit_loaded)
 
     # ------------------------------------------------------ the contract
 
@@ -199,31 +201,18 @@ class MambaBackbone(BaseModule):
         Plain values only. They are stored with a state dict, and one with
         other values is refused. A subclass adds its own.
         """
-        family = {'family': self.FAMILY} if self.FAMILY else {}
+        family = self.FORMAT.family
+        family = {'family': family} if family else {}
         return {**family, 'directions': self.directions}
 
     @staticmethod
-    def convert_official(state_dict: Mapping[str, Tensor]) -> Mapping:
-        """Names an official state dict's tensors as a classifier's.
-
-        Args:
-            state_dict (Mapping[str, Tensor]): Tensors as they are named in
-                the released files.
-
-        Returns:
-            Mapping[str, Tensor]: The tensors under ``backbone.`` and
-            ``head.fc.``.
-        """
-        return state_dict
-
-    @staticmethod
     def families() -> dict[str, type['MambaBackbone']]:
-        """The backbone of each :attr:`FAMILY`."""
+        """The backbone of each family of checkpoints."""
         found, todo = {}, [MambaBackbone]
         while todo:
             todo += (kind := todo.pop()).__subclasses__()
-            if vars(kind).get('FAMILY'):
-                found[kind.FAMILY] = kind
+            if 'FORMAT' in vars(kind):
+                found[kind.FORMAT.family] = kind
         return found
 
     def init_weights(self) -> None:
@@ -260,12 +249,52 @@ class MambaBackbone(BaseModule):
         """Run by mmpretrain's classifiers before they load anything."""
         filter_classifier_state(self, state_dict, prefix)
 
-    def _check_layout(
+    def fitted(
+        self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Makes tensors of another patch grid fit; see :class:`Stored`.
+
+        A position embedding is resized. A subclass that makes more fit
+        extends this.
+        """
+        tensors = dict(tensors)
+        own = getattr(self, 'pos_embed', None)
+        loaded = tensors.get('pos_embed')
+        if own is None or loaded is None:
+            return tensors
+        grid = tuple(self.patch_embed.init_out_size)
+        source = note.get('grid')
+        if source is None:
+            side = int((loaded.shape[1] - self.num_extra_tokens) ** 0.5)
+            source = grid if own.shape == loaded.shape else (side, side)
+        if (
+            tuple(source) == grid
+            or math.prod(source) + self.num_extra_tokens != loaded.shape[1]
+        ):
+            return tensors  # a strict load reports shapes that differ
+        print_log(
+            f'resize pos_embed from {"x".join(map(str, source))} to '
+            f'{"x".join(map(str, grid))} tokens',
+            logger='current',
+        )
+        tensors['pos_embed'] = self._resize_positions(loaded, source, grid)
+        return tensors
+
+    def _fit_loaded(
         self, state_dict: dict, prefix: str, local_metadata: dict, *args
     ) -> None:
-        """Refuses a checkpoint of a model that only looks alike."""
-        if any(key.startswith(prefix) for key in state_dict):
-            check_layout(self, local_metadata.get(NOTE, {}))
+        """Run by PyTorch before it loads: refuses lookalikes, and fits."""
+        own = {
+            key[len(prefix) :]: state_dict[key]
+            for key in state_dict
+            if key.startswith(prefix)
+        }
+        if not own:
+            return
+        note = local_metadata.get(NOTE, {})
+        check_layout(self, note)
+        fitted = self.fitted(own, note)
+        state_dict.update((prefix + key, x) for key, x in fitted.items())
 
     # ------------------------------------------------ for the subclasses
 
@@ -368,35 +397,6 @@ class MambaBackbone(BaseModule):
         if self.out_type == 'featmap':
             return tokens.mT.unflatten(2, grid)
         return tokens.mean(dim=1)
-
-    def _fit_pos_embed(
-        self, state_dict: dict, prefix: str, local_metadata: dict, *args
-    ) -> None:
-        """Resizes a checkpoint's position embedding to this model's grid."""
-        name = f'{prefix}pos_embed'
-        own = getattr(self, 'pos_embed', None)
-        loaded = state_dict.get(name)
-        if own is None or loaded is None:
-            return
-        grid = tuple(self.patch_embed.init_out_size)
-        # A tensor may pass here twice; see `filter_classifier_state`.
-        source = getattr(loaded, 'fitted_grid', None)
-        source = source or local_metadata.get(NOTE, {}).get('grid')
-        if source is None:
-            side = int((loaded.shape[1] - self.num_extra_tokens) ** 0.5)
-            source = grid if own.shape == loaded.shape else (side, side)
-        if (
-            tuple(source) == grid
-            or math.prod(source) + self.num_extra_tokens != loaded.shape[1]
-        ):
-            return  # let the strict load report the shapes, if they differ
-        print_log(
-            f'resize {name} from {"x".join(map(str, source))} to '
-            f'{"x".join(map(str, grid))} tokens',
-            logger='current',
-        )
-        state_dict[name] = self._resize_positions(loaded, source, grid)
-        state_dict[name].fitted_grid = grid
 
     def _resize_positions(
         self, positions: Tensor, source: Grid, target: Grid

@@ -21,6 +21,7 @@ from mmcv.cnn.bricks.transformer import PatchEmbed
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
+from transmamba_mm.checkpoints.formats import PLAIN_MAMBA
 from transmamba_mm.registry import MODELS
 
 from ..checks import (
@@ -194,7 +195,7 @@ class PlainMamba(MambaBackbone):
         (r'ln1\.(weight|bias)', r'final_norm.\1'),
     )
 
-    FAMILY = 'plainmamba'
+    FORMAT = PLAIN_MAMBA
 
     def __init__(
         self,

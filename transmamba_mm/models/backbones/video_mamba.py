@@ -3,7 +3,7 @@
 
 Paper: VideoMamba (arXiv 2403.06977). Official code: OpenGVLab/VideoMamba
 (Apache-2.0), whose image, video and retrieval checkpoints load after
-:func:`convert_videomamba_state_dict`. The mixer is Vim's, with the sum of the
+``checkpoints/formats/video_mamba.py``. The mixer is Vim's, with the sum of the
 two directions instead of their mean; the class token comes first, and start
 values are others.
 
@@ -18,58 +18,22 @@ retrieval variant (``PretrainVideoMamba``) does beyond the others is here
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import ClassVar, NamedTuple, Optional, Union
+from typing import Any, ClassVar, NamedTuple, Optional, Union
 
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from transmamba_mm.checkpoints.formats import VIDEO_MAMBA
 from transmamba_mm.registry import MODELS
 
 from ..class_tokens import join_class_tokens, split_class_tokens
 from ..layers import OverlapPatchEmbed, TubeletPatchEmbed
 from ..layers.patch_embed import inflated
 from ..layers.taps import Grid, active_taps
-from ..loading import name_as_classifier
-from ..official import OfficialFormat
 from ..token_mask import keep_tokens
 from .bidirectional import BidirectionalBackbone
-
-
-def convert_videomamba_state_dict(
-    state_dict: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """Names an official checkpoint's tensors as an mmpretrain classifier's.
-
-    The classifier is an ``ImageClassifier`` of a :class:`VideoMamba` and a
-    ``LinearClsHead``. CLIP decoders of the retrieval variant are named as if
-    a :class:`~transmamba_mm.models.necks.ClipDecoders`, which reads what
-    :meth:`VideoMamba.encode` returns, were the ``neck``. Of a whole retrieval
-    model the vision encoder is taken.
-
-    Args:
-        state_dict (Mapping[str, Tensor]): The tensors of an official file.
-
-    Returns:
-        dict[str, Tensor]: The same tensors under ``backbone.``,
-        ``head.fc.`` and ``neck.``.
-    """
-    encoder = 'vision_encoder.'
-    if any(key.startswith(encoder) for key in state_dict):
-        state_dict = {
-            key[len(encoder) :]: value
-            for key, value in state_dict.items()
-            if key.startswith(encoder)
-        }
-    return name_as_classifier(
-        state_dict,
-        {
-            'head.': 'head.fc.',
-            'norm.': 'backbone.norm_f.',
-            'clip_decoder.': 'neck.clip_decoder.',
-        },
-    )
 
 
 class VideoFeatures(NamedTuple):
@@ -174,15 +138,7 @@ class VideoMamba(BidirectionalBackbone):
     POOL_TYPES = ('cls', 'avg', 'cls+avg', 'cls_cat_avg')
 
     EMBEDDINGS = (*BidirectionalBackbone.EMBEDDINGS, 'temporal_pos_embedding')
-    FAMILY = 'videomamba'
-    OFFICIAL = OfficialFormat(
-        names=('videomamba_',),
-        keys=('temporal_pos_embedding',),
-        layout=dict(class_token='head', divide_out=False),
-        mistaken_for=('vim',),
-    )
-    OPTIONAL_KEYS = r'(norm_layer\d+|pool_norm)\.'
-    convert_official = staticmethod(convert_videomamba_state_dict)
+    FORMAT = VIDEO_MAMBA
 
     def __init__(
         self,
@@ -262,7 +218,6 @@ class VideoMamba(BidirectionalBackbone):
             self.temporal_pos_embedding = nn.Parameter(
                 torch.zeros(1, self.patch_embed.init_steps, dims)
             )
-            self._register_load_state_dict_pre_hook(self._fit_videos)
         # Only where it is used, lest it waits for gradients in vain.
         self.pool_norm = (
             nn.LayerNorm(dims) if pool_norm and out_type == 'pooled' else None
@@ -311,29 +266,38 @@ class VideoMamba(BidirectionalBackbone):
             patches = patches + temporal.repeat_interleave(h * w, dim=1)
         return join_class_tokens(classes, patches, (0,))
 
-    def _fit_videos(self, state_dict: dict, prefix: str, *args) -> None:
-        """Makes a checkpoint of images, or of other videos, fit."""
-        temporal = f'{prefix}temporal_pos_embedding'
+    def fitted(
+        self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Makes a checkpoint of images, or of other videos, fit, too."""
+        tensors = super().fitted(tensors, note)
+        if self.num_frames is None:
+            return tensors
         own = self.temporal_pos_embedding
-        loaded = state_dict.get(temporal)
+        loaded = tensors.get('temporal_pos_embedding')
         if loaded is not None and loaded.shape[1] != own.shape[1]:
             steps = own.shape[1]
             print_log(
-                f'resize {temporal} from {loaded.shape[1]} to {steps} steps',
+                f'resize temporal_pos_embedding from {loaded.shape[1]} to '
+                f'{steps} steps',
                 logger='current',
             )
-            state_dict[temporal] = self._resize_steps(loaded, steps)
-        name = f'{prefix}patch_embed.proj.weight'
-        weight = state_dict.get(name)
+            tensors['temporal_pos_embedding'] = self._resize_steps(
+                loaded, steps
+            )
+        weight = tensors.get('patch_embed.proj.weight')
         if weight is None or weight.dim() != 4:
-            return
+            return tensors
         print_log(
-            f'inflate {name}, of images, to tubelets of {self.tubelet_size} '
-            f'frames',
+            f'inflate patch_embed.proj.weight, of images, to tubelets of '
+            f'{self.tubelet_size} frames',
             logger='current',
         )
-        state_dict[name] = inflated(weight, self.tubelet_size)
-        state_dict.setdefault(temporal, own.detach().clone())
+        tensors['patch_embed.proj.weight'] = inflated(
+            weight, self.tubelet_size
+        )
+        tensors.setdefault('temporal_pos_embedding', own.detach().clone())
+        return tensors
 
     # ---------------------------------------------------------- computation
 

@@ -3,7 +3,7 @@
 
 Paper: Vision Mamba (arXiv 2401.09417). Official code: hustvl/Vim
 (Apache-2.0), whose checkpoints load after
-:func:`convert_vim_state_dict`. The presets ``tiny-d12`` and ``small-d12``
+``checkpoints/formats/vim.py``. The presets ``tiny-d12`` and ``small-d12``
 are a reading of the students ViM-T and ViM-S of TransMamba (arXiv
 2502.15130, Table 1); see :class:`VisionMamba`.
 
@@ -23,37 +23,18 @@ from typing import Any, ClassVar, Optional, Union
 import torch
 from torch import Tensor, nn
 
+from transmamba_mm.checkpoints.formats import VIM
 from transmamba_mm.registry import MODELS
 
 from ..checks import check_positive
 from ..class_tokens import split_class_tokens
 from ..layers import OverlapPatchEmbed, RotaryPositions
 from ..layers.taps import Grid
-from ..loading import name_as_classifier
-from ..official import OfficialFormat
 from .bidirectional import BidirectionalBackbone
 
 # A standard normal distribution, cut off at two standard deviations, has
 # this standard deviation.
 _TRUNCATED_STD = 0.87962566103423978
-
-
-def convert_vim_state_dict(
-    state_dict: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """Names an official checkpoint's tensors as an mmpretrain classifier's.
-
-    The classifier is an ``ImageClassifier`` of a :class:`VisionMamba` and a
-    ``LinearClsHead``.
-
-    Args:
-        state_dict (Mapping[str, Tensor]): The tensors of an official file.
-
-    Returns:
-        dict[str, Tensor]: The same tensors under ``backbone.`` and
-        ``head.fc.``.
-    """
-    return name_as_classifier(state_dict, {'head.': 'head.fc.'})
 
 
 @MODELS.register_module()
@@ -163,13 +144,7 @@ class VisionMamba(BidirectionalBackbone):
 
     OUT_TYPES = ('raw', 'featmap', 'avg_featmap', 'cls_token', 'last_token')
 
-    FAMILY = 'vim'
-    OFFICIAL = OfficialFormat(
-        names=('vim_',),
-        layout=dict(class_token='middle', divide_out=True),
-        mistaken_for=('videomamba',),
-    )
-    convert_official = staticmethod(convert_vim_state_dict)
+    FORMAT = VIM
 
     def __init__(
         self,
@@ -231,6 +206,15 @@ class VisionMamba(BidirectionalBackbone):
         )
         self._draw_start_values()
         self._freeze_stages()
+
+    def fitted(
+        self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Keeps the rotations of this grid, too."""
+        tensors = super().fitted(tensors, note)
+        if self.rope is not None:
+            self.rope.keep_own_tables(tensors, 'rope.')
+        return tensors
 
     @property
     def layout(self) -> dict[str, Any]:

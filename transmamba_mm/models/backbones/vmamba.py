@@ -2,7 +2,7 @@
 """VMamba, a hierarchical Mamba whose scans cross each other.
 
 Paper: VMamba (arXiv 2401.10166). Official code: MzeroMiko/VMamba (MIT),
-whose checkpoints load after :func:`convert_vmamba_state_dict`. The presets
+whose checkpoints load by ``checkpoints/formats/vmamba.py``. The presets
 ``transmamba-*`` are readings of the student VMamba-T of TransMamba (arXiv
 2502.15130, Table 1); see :class:`VMamba`.
 
@@ -25,6 +25,7 @@ import torch
 from mmengine.model import ModuleDict, ModuleList
 from torch import Tensor, nn
 
+from transmamba_mm.checkpoints.formats import VMAMBA
 from transmamba_mm.registry import MODELS
 
 from ..checks import (
@@ -41,10 +42,8 @@ from ..layers.vmamba_blocks import (
     VMambaStem,
     build_downsample,
 )
-from ..official import OfficialFormat
 from ..scan_orders import fix_size
 from .base import TRUNC_NORMAL_INIT, MambaBackbone
-from .vmamba_state_dict import convert_vmamba_state_dict
 
 # Keys of an arch that CrossScanMixer knows by the same name.
 _MIXER_OPTIONS = (
@@ -222,19 +221,7 @@ class VMamba(MambaBackbone):
         (r'norm\.(weight|bias)', r'final_norm.\1'),
     )
     FINAL_NORM = 'norm'
-    FAMILY = 'vmamba'
-    OFFICIAL = OfficialFormat(
-        layout=dict(
-            directions=DIRECTIONS['cross'],
-            act='silu',
-            gate_act=True,
-            out_act=False,
-            mlp_act='gelu',
-        ),
-        averaged=True,
-    )
-    OPTIONAL_KEYS = r'outnorm\d+\.'
-    convert_official = staticmethod(convert_vmamba_state_dict)
+    FORMAT = VMAMBA
 
     hierarchical = True
 

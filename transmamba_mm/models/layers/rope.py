@@ -82,9 +82,9 @@ class RotaryPositions(nn.Module):
         cos, sin = _rotations(embed_dims, span, self.grid, device)
         self.register_buffer('freqs_cos', cos.clone())
         self.register_buffer('freqs_sin', sin.clone())
-        self._register_load_state_dict_pre_hook(self._keep_own_tables)
+        self._register_load_state_dict_pre_hook(self.keep_own_tables)
 
-    def _keep_own_tables(self, state_dict: dict, prefix: str, *args) -> None:
+    def keep_own_tables(self, state_dict: dict, prefix: str, *args) -> None:
         """Replaces a checkpoint's tables that are of another grid."""
         for name in ('freqs_cos', 'freqs_sin'):
             own, loaded = getattr(self, name), state_dict.get(prefix + name)

@@ -21,10 +21,9 @@ from official_files import (
 from torch import nn
 
 from transmamba_mm.apis import export_student
+from transmamba_mm.checkpoints import NOTE, CheckpointError, read_checkpoint
 from transmamba_mm.models import VideoMamba, VisionMamba
-from transmamba_mm.models.official import NOTE, CheckpointError
 from transmamba_mm.registry import MODELS
-from transmamba_mm.utils.checkpoint import read_checkpoint
 
 
 def assert_note(state, family, prefix='backbone'):

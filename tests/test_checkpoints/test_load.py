@@ -26,7 +26,7 @@ from official_files import (
 )
 from torch import nn
 
-from transmamba_mm.models.official import CheckpointError
+from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.registry import MODELS
 
 

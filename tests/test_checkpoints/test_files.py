@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from transmamba_mm.compat.environment import version_tuple
-from transmamba_mm.utils.checkpoint import (
+from transmamba_mm.checkpoints import (
     read_checkpoint,
     read_state_dict,
     strip_prefix,
     unwrap_state_dict,
 )
+from transmamba_mm.compat.environment import version_tuple
 
 
 class Versioned(nn.Linear):

@@ -1,26 +1,16 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""Telling checkpoints apart that look alike.
-
-Checkpoints of Vim and VideoMamba have the same names and shapes, but stand
-for other models: loading one into the other would go wrong without a word.
-So a state dict notes what its names cannot say (:func:`note_layout`), and an
-official file must give evidence of its family (:func:`check_official`).
-"""
+"""Telling the families of released checkpoints apart that look alike."""
 
 import os.path as osp
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .backbones import MambaBackbone
-
-#: Where a state dict's ``_metadata`` keeps the layout of a backbone.
-NOTE = 'transmamba_layout'
-CONVERTER = 'tools/model_converters/official_to_transmamba.py'
+from .files import CheckpointError, Source, lookup
+from .formats import FORMATS
+from .layout import Stored, check_layout
 
 # How many times rougher the line breaks of a position embedding must be than
 # its lines, and how much clearer one place of the class token must explain
@@ -30,109 +20,6 @@ CONVERTER = 'tools/model_converters/official_to_transmamba.py'
 _CLEAR_BREAKS = 2.0
 _CLEAR_SCORE = 0.5
 _SMALLEST_SIDE = 8
-
-
-class CheckpointError(ValueError, RuntimeError):
-    """Weights that do not belong into this model.
-
-    A ``RuntimeError``, too, because that is what a strict
-    ``load_state_dict`` raises.
-    """
-
-
-@dataclass(frozen=True)
-class OfficialFormat:
-    """What a backbone knows about the checkpoints its authors released.
-
-    Attributes:
-        names (tuple[str, ...]): How names of the released models and files
-            start, in lower case.
-        keys (tuple[str, ...]): Tensors that only checkpoints of this family
-            have.
-        layout (dict[str, Any]): Values of :attr:`MambaBackbone.layout` that
-            the released models have.
-        mistaken_for (tuple[str, ...]): Families whose checkpoints have the
-            same names and shapes.
-        averaged (bool): Whether the reported accuracies are those of the
-            averaged weights, which are then taken where a file has them.
-    """
-
-    names: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
-    layout: Mapping[str, Any] = field(default_factory=dict)
-    mistaken_for: tuple[str, ...] = ()
-    averaged: bool = False
-
-
-@dataclass
-class Source:
-    """Where weights come from, as far as this is known.
-
-    Attributes:
-        content (Any): What the whole file holds.
-        path (str, optional): Its path.
-        family (str, optional): Family that the user named.
-        hint (str): What to do if the family cannot be told.
-    """
-
-    content: Any = None
-    path: Optional[str] = None
-    family: Optional[str] = None
-    hint: str = f'convert the file with {CONVERTER} --family NAME'
-
-    def __str__(self) -> str:
-        return f"'{self.path}'" if self.path else 'the checkpoint'
-
-
-# --------------------------------------------------------------- the layout
-
-
-def note_layout(
-    backbone: 'MambaBackbone', state_dict: dict, prefix: str, metadata: dict
-) -> None:
-    """Notes the backbone's layout in its part of the ``_metadata``.
-
-    With it goes the patch grid, which may be another where it is loaded.
-    """
-    grid = backbone.patch_embed.init_out_size
-    metadata[NOTE] = _plain({**backbone.layout, 'grid': grid})
-
-
-def check_layout(
-    backbone: 'MambaBackbone',
-    noted: Mapping[str, Any],
-    source: Any = 'the checkpoint',
-) -> None:
-    """Refuses weights of a model that is laid out in another way.
-
-    Raises:
-        CheckpointError: If a value is another than the backbone's.
-    """
-    own, noted = _plain(backbone.layout), _plain(noted)
-    wrong = [key for key in own if key in noted and noted[key] != own[key]]
-    if not wrong:
-        return
-    difference = '; '.join(
-        f'{key} is {noted[key]!r} there and {own[key]!r} here' for key in wrong
-    )
-    raise CheckpointError(
-        f'{source} belongs to another model than this '
-        f'{type(backbone).__name__}: {difference}. Its tensors may have the '
-        f'same names and shapes, but would not work: build the model with '
-        f'the settings of the checkpoint. (To load them all the same, drop '
-        f'the note: model.load_state_dict(dict(state_dict)).)'
-    )
-
-
-def _plain(layout: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy that compares equal after it has been stored and read."""
-    return {
-        key: list(value) if isinstance(value, (list, tuple)) else value
-        for key, value in layout.items()
-    }
-
-
-# ------------------------------------------------------------- the evidence
 
 
 def class_token_place(pos_embed: Tensor) -> Optional[str]:
@@ -176,17 +63,16 @@ def class_token_place(pos_embed: Tensor) -> Optional[str]:
 
 
 def find_evidence(
-    backbone: 'MambaBackbone', tensors: Mapping[str, Tensor], source: Source
+    backbone: Stored, tensors: Mapping[str, Tensor], source: Source
 ) -> list[tuple[str, str]]:
     """Collects what speaks for a family among those that look alike.
 
     Returns:
         list[tuple[str, str]]: The evidence in words, and the family.
     """
-    families = backbone.families()
-    asked = (backbone.FAMILY, *backbone.OFFICIAL.mistaken_for)
-    rivals = {
-        name: families[name].OFFICIAL for name in asked if name in families
+    own = backbone.FORMAT
+    rivals = {own.family: own} | {
+        name: FORMATS[name] for name in own.mistaken_for if name in FORMATS
     }
     found = []
     for family, official in rivals.items():
@@ -220,7 +106,7 @@ def find_evidence(
     return found
 
 
-def check_converted(backbone: 'MambaBackbone', source: Source) -> None:
+def check_converted(backbone: Stored, source: Source) -> None:
     """Refuses a converted file of another model, by its meta data.
 
     Raises:
@@ -231,7 +117,7 @@ def check_converted(backbone: 'MambaBackbone', source: Source) -> None:
 
 
 def check_official(
-    backbone: 'MambaBackbone', tensors: Mapping[str, Tensor], source: Source
+    backbone: Stored, tensors: Mapping[str, Tensor], source: Source
 ) -> None:
     """Refuses an official checkpoint of a model that only looks alike.
 
@@ -239,11 +125,11 @@ def check_official(
         CheckpointError: If the evidence is for another family, or there is
             none, or the backbone is not laid out as the released ones.
     """
-    own, kind = backbone.FAMILY, type(backbone).__name__
-    if backbone.OFFICIAL.mistaken_for:
+    own, kind = backbone.FORMAT.family, type(backbone).__name__
+    if backbone.FORMAT.mistaken_for:
         found = find_evidence(backbone, tensors, source)
         if not found:
-            alike = ' from '.join((own, *backbone.OFFICIAL.mistaken_for))
+            alike = ' from '.join((own, *backbone.FORMAT.mistaken_for))
             raise CheckpointError(
                 f'cannot tell {alike} in {source}: their tensors have the '
                 f'same names and shapes, but the models differ, and nothing '
@@ -258,11 +144,11 @@ def check_official(
                 f'Evidence: {evidence}. Use the backbone that belongs to the '
                 f'file'
             )
-    check_layout(backbone, backbone.OFFICIAL.layout, source)
+    check_layout(backbone, backbone.FORMAT.layout, source)
 
 
 def check_class_token(
-    backbone: 'MambaBackbone', tensors: Mapping[str, Tensor], source: Source
+    backbone: Stored, tensors: Mapping[str, Tensor], source: Source
 ) -> None:
     """Refuses weights whose class token clearly stands elsewhere.
 
@@ -283,10 +169,3 @@ def check_class_token(
             f'token in place {place!r}, not {own!r}, as Vim (middle) and '
             f'VideoMamba (head) differ. Use the backbone that belongs to it'
         )
-
-
-def lookup(owner: Any, name: str) -> Any:
-    """An entry of a mapping or an attribute; None if there is none."""
-    if isinstance(owner, Mapping):
-        return owner.get(name)
-    return getattr(owner, name, None)

@@ -1,12 +1,12 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""The names in VMamba's released checkpoints, and those used here."""
+"""VMamba (arXiv 2401.10166, github.com/MzeroMiko/VMamba), all releases."""
 
 import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..loading import name_as_classifier
+from .base import CheckpointFormat, name_as_classifier, register
 
 # Names of the first release, and what the later ones call the same.
 _OLD_NAMES = (
@@ -22,12 +22,12 @@ _LINEAR = r'(in_proj|out_proj|fc1|fc2|reduction|classifier\.head)\.weight$'
 _MERGE = r'^(layers\.\d+\.downsample)\.([12])\.'
 
 
-def convert_vmamba_state_dict(
+def to_classifier(
     state_dict: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Names an official checkpoint's tensors as an mmpretrain classifier's.
 
-    The classifier is an ``ImageClassifier`` of a :class:`VMamba` and a
+    The classifier is an ``ImageClassifier`` of a ``VMamba`` and a
     ``LinearClsHead``. Understood are the names of all releases: those of the
     first one (``self_attention``, ``ln_1``), 1x1 convolutions for Linears,
     the grouped convolutions and numbered downsampling of the one-file
@@ -87,3 +87,23 @@ def _ungroup(
     if leaf != 'dt_projs.bias':
         value = value.flatten(2)
     return f'{mixer}.op.{names[leaf]}', value
+
+
+VMAMBA = register(
+    CheckpointFormat(
+        family='vmamba',
+        layout=dict(
+            directions=(
+                *('raster', 'column'),
+                *('raster_reverse', 'column_reverse'),
+            ),
+            act='silu',
+            gate_act=True,
+            out_act=False,
+            mlp_act='gelu',
+        ),
+        averaged=True,
+        optional=r'outnorm\d+\.',
+        to_classifier=to_classifier,
+    )
+)

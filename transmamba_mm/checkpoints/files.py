@@ -1,22 +1,53 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""Reading state dicts from the checkpoint files of several code bases."""
+"""Files: what may be read from them, and the tensors in their content."""
 
 import os.path as osp
 import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Optional
 
 import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
+
+CONVERTER = 'tools/model_converters/official_to_transmamba.py'
 
 _WRAPPERS = ('state_dict', 'model', 'module')
 _AVERAGED = 'model_ema'
 _PARALLEL = 'module.'
 #: What reading a file raises that is damaged, or holds more than data.
 UNREADABLE = (pickle.UnpicklingError, EOFError, OSError, RuntimeError)
+
+
+class CheckpointError(ValueError, RuntimeError):
+    """Weights that do not belong into this model.
+
+    A ``RuntimeError``, too, because that is what a strict
+    ``load_state_dict`` raises.
+    """
+
+
+@dataclass
+class Source:
+    """Where weights come from, as far as this is known.
+
+    Attributes:
+        content (Any): What the whole file holds.
+        path (str, optional): Its path.
+        family (str, optional): Family that the user named.
+        hint (str): What to do if the family cannot be told.
+    """
+
+    content: Any = None
+    path: Optional[str] = None
+    family: Optional[str] = None
+    hint: str = f'convert the file with {CONVERTER} --family NAME'
+
+    def __str__(self) -> str:
+        return f"'{self.path}'" if self.path else 'the checkpoint'
 
 
 def read_checkpoint(path: str) -> Any:
@@ -187,3 +218,10 @@ def read_state_dict(path: str, ema: bool = False) -> dict[str, Tensor]:
         ValueError: If the file holds no tensors, or no averaged weights.
     """
     return unwrap_state_dict(read_checkpoint(path), path, ema)
+
+
+def lookup(owner: Any, name: str) -> Any:
+    """An entry of a mapping or an attribute; None if there is none."""
+    if isinstance(owner, Mapping):
+        return owner.get(name)
+    return getattr(owner, name, None)

@@ -9,31 +9,22 @@ import logging
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Optional
+from typing import Any, Optional
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from transmamba_mm.utils.checkpoint import (
+from .evidence import check_class_token, check_converted, check_official
+from .files import (
+    CONVERTER,
+    CheckpointError,
+    Source,
+    lookup,
     read_checkpoint,
     strip_prefix,
     unwrap_state_dict,
 )
-
-from .official import (
-    CONVERTER,
-    NOTE,
-    CheckpointError,
-    Source,
-    check_class_token,
-    check_converted,
-    check_layout,
-    check_official,
-    lookup,
-)
-
-if TYPE_CHECKING:
-    from .backbones import MambaBackbone
+from .layout import NOTE, Stored, check_layout
 
 _BACKBONE = 'backbone.'
 _SHOWN = 4  # names in an error message
@@ -43,12 +34,12 @@ _SHOWN = 4  # names in an error message
 
 
 def find_tensors(
-    backbone: 'MambaBackbone', source: Source, ema: Optional[bool] = None
+    backbone: Stored, source: Source, ema: Optional[bool] = None
 ) -> 'OrderedDict[str, Tensor]':
     """Takes the state dict, the averaged one or not, from a file's content.
 
     Args:
-        backbone (MambaBackbone): The backbone it is for.
+        backbone (Stored): The backbone it is for.
         source (Source): Where it comes from.
         ema (bool, optional): Whether to take the averaged weights. Defaults
             to None: if there are any, and the reported accuracies of the
@@ -62,7 +53,7 @@ def find_tensors(
     """
     both = isinstance(lookup(source.content, 'model_ema'), Mapping)
     if ema is None:
-        ema = both and backbone.OFFICIAL.averaged
+        ema = both and backbone.FORMAT.averaged
     if both:
         taken, left = ('averaged', 'last') if ema else ('last', 'averaged')
         print_log(
@@ -76,39 +67,15 @@ def find_tensors(
     return unwrap_state_dict(source.content, source.path or 'given', ema)
 
 
-def name_as_classifier(
-    state_dict: Mapping[str, Tensor], renamed: Mapping[str, str]
-) -> dict[str, Tensor]:
-    """Names an official state dict's tensors as an mmpretrain classifier's.
-
-    Args:
-        state_dict (Mapping[str, Tensor]): The state dict.
-        renamed (Mapping[str, str]): New beginnings of names by old ones;
-            all other names get ``backbone.`` in front.
-
-    Returns:
-        dict[str, Tensor]: The same tensors under new names.
-    """
-    converted = {}
-    for key, value in state_dict.items():
-        for old, new in renamed.items():
-            if key.startswith(old):
-                converted[new + key[len(old) :]] = value
-                break
-        else:
-            converted[f'{_BACKBONE}{key}'] = value
-    return converted
-
-
 def to_classifier_names(
-    backbone: 'MambaBackbone',
+    backbone: Stored,
     state_dict: 'OrderedDict[str, Tensor]',
     source: Source,
 ) -> 'OrderedDict[str, Tensor]':
     """Names tensors as a classifier of this backbone does.
 
     Args:
-        backbone (MambaBackbone): The backbone they are for.
+        backbone (Stored): The backbone they are for.
         state_dict (OrderedDict[str, Tensor]): Tensors of a classifier, of a
             backbone alone, or of an official file.
         source (Source): Where they come from.
@@ -134,7 +101,7 @@ def to_classifier_names(
     named = state_dict
     if not alone:
         try:
-            named = backbone.convert_official(state_dict)
+            named = backbone.FORMAT.to_classifier(state_dict)
         except KeyError as error:
             raise CheckpointError(
                 f'{source} is no complete checkpoint of '
@@ -179,34 +146,6 @@ def drop_ema_buffers(
 
 
 # ----------------------------------------------------------- strict loading
-
-
-def fit(
-    backbone: 'MambaBackbone',
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping,
-    prefix: str = '',
-) -> dict[str, Tensor]:
-    """Runs the hooks that make tensors fit a backbone before a load.
-
-    They run again when the tensors are loaded, and change nothing then.
-
-    Args:
-        backbone (MambaBackbone): The backbone.
-        tensors (Mapping[str, Tensor]): What is to be loaded.
-        metadata (Mapping): What torch stored with it, by name of a module.
-        prefix (str): Prefix of the backbone there. Defaults to ``''``.
-
-    Returns:
-        dict[str, Tensor]: The tensors as they will be loaded.
-    """
-    tensors = dict(tensors)
-    for name, child in backbone.named_modules():
-        own = f'{prefix}{name}.' if name else prefix
-        note = metadata.get(own[:-1], {})
-        for hook in child._load_state_dict_pre_hooks.values():
-            hook(tensors, own, note, True, [], [], [])
-    return tensors
 
 
 def check_match(
@@ -262,12 +201,12 @@ def check_match(
 
 
 def load_backbone(
-    backbone: 'MambaBackbone', path: str, prefix: Optional[str] = None
+    backbone: Stored, path: str, prefix: Optional[str] = None
 ) -> None:
     """Loads a file strictly into a backbone; a head in it is ignored.
 
     Args:
-        backbone (MambaBackbone): The backbone.
+        backbone (Stored): The backbone.
         path (str): A checkpoint of a classifier or of a backbone alone, of
             this package or an official one.
         prefix (str, optional): Prefix of the backbone in the file. Defaults
@@ -290,8 +229,9 @@ def load_backbone(
         )
     tensors = strip_prefix(state_dict, prefix)
     metadata = tensors._metadata
-    check_layout(backbone, metadata.get('', {}).get(NOTE, {}), source)
-    tensors = fit(backbone, tensors, metadata)
+    note = metadata.get('', {}).get(NOTE, {})
+    check_layout(backbone, note, source)
+    tensors = backbone.fitted(tensors, note)
     tensors, fresh = settle(backbone, tensors, source)
     check_match(backbone, tensors, source, fresh)
     backbone.load_state_dict(tensors, strict=False)
@@ -302,10 +242,10 @@ def load_backbone(
     )
 
 
-def filter_classifier_state(
-    backbone: 'MambaBackbone', state_dict: dict, prefix: str
-) -> None:
-    """Makes a checkpoint fit the classifier around a backbone, in place.
+def read_classifier_state(
+    backbone: Stored, state_dict: Mapping[str, Tensor], prefix: str = ''
+) -> 'OrderedDict[str, Tensor]':
+    """Makes a checkpoint fit the classifier around a backbone.
 
     MMEngine only warns of what does not fit. So the backbone's part of an
     official file, or of a state dict that notes a layout, is checked here.
@@ -313,9 +253,14 @@ def filter_classifier_state(
     none may be of another shape or name, or clearly of another model.
 
     Args:
-        backbone (MambaBackbone): The backbone of the classifier.
-        state_dict (dict): What is loaded into the classifier.
-        prefix (str): Prefix of the classifier.
+        backbone (Stored): The backbone of the classifier.
+        state_dict (Mapping[str, Tensor]): What is to be loaded into the
+            classifier; not changed.
+        prefix (str): Prefix of the classifier. Defaults to ``''``.
+
+    Returns:
+        OrderedDict[str, Tensor]: The tensors by the classifier's names, the
+        backbone's as they will be loaded.
 
     Raises:
         CheckpointError: If the tensors do not fit the backbone.
@@ -324,31 +269,50 @@ def filter_classifier_state(
     content = OrderedDict(state_dict)
     content._metadata = getattr(state_dict, '_metadata', None) or {}
     source = Source(content)
-    whole = NOTE in content._metadata.get(own[:-1], {})
-    if prefix == '' and not _is_of_classifier(state_dict):
-        tensors = find_tensors(backbone, source)
-        tensors = to_classifier_names(backbone, tensors, source)
-        # The caller looks for the note of a backbone alone elsewhere.
-        content._metadata = tensors._metadata
-        note = content._metadata.get(_BACKBONE[:-1], {}).get(NOTE, {})
-        check_layout(backbone, note, source)
-        state_dict.clear()
-        state_dict.update(tensors)
-        whole = True
-    for key in content.keys() - drop_ema_buffers(content).keys():
-        state_dict.pop(key, None)
-    part = {
-        key[len(own) :]: state_dict.pop(key)
-        for key in list(state_dict)
-        if key.startswith(own)
-    }
-    notes = strip_prefix(content, own)._metadata
-    part, fresh = settle(backbone, fit(backbone, part, notes), source)
-    if not whole:
+    renamed = prefix == '' and not _is_of_classifier(state_dict)
+    if renamed:
+        named = find_tensors(backbone, source)
+        named = to_classifier_names(backbone, named, source)
+    else:
+        named = drop_ema_buffers(content)
+    part = strip_prefix(named, own)
+    note = part._metadata.get('', {}).get(NOTE, {})
+    check_layout(backbone, note)
+    part, fresh = settle(backbone, backbone.fitted(part, note), source)
+    if not renamed and not note:
         check_class_token(backbone, part, source)
         fresh = backbone.state_dict()
     check_match(backbone, part, source, fresh)
-    state_dict.update((f'{own}{key}', value) for key, value in part.items())
+    result = OrderedDict(
+        (key, value) for key, value in named.items() if not key.startswith(own)
+    )
+    result.update((own + key, value) for key, value in part.items())
+    return result
+
+
+def filter_classifier_state(
+    backbone: Stored, state_dict: dict, prefix: str
+) -> None:
+    """Checks, renames and drops tensors in place before they are loaded.
+
+    What keeps its name is left as it is: the backbone itself makes it fit
+    when it is loaded, by the note that PyTorch hands to it, once.
+
+    Args:
+        backbone (Stored): The backbone of the classifier.
+        state_dict (dict): What is loaded into the classifier.
+        prefix (str): Prefix of the classifier.
+
+    Raises:
+        CheckpointError: See :func:`read_classifier_state`.
+    """
+    read = read_classifier_state(backbone, state_dict, prefix)
+    for key in list(state_dict):
+        if key not in read:
+            del state_dict[key]
+        elif key.startswith(f'{prefix}{_BACKBONE}'):
+            read[key] = state_dict[key]
+    state_dict.update(read)
 
 
 def _is_of_classifier(state_dict: Mapping[str, Any]) -> bool:
@@ -360,7 +324,7 @@ def _is_of_classifier(state_dict: Mapping[str, Any]) -> bool:
 
 
 def settle(
-    backbone: 'MambaBackbone',
+    backbone: Stored,
     tensors: Mapping[str, Tensor],
     source: Any,
     prefix: str = '',
@@ -368,7 +332,7 @@ def settle(
     """Drops tensors that a backbone need not have, and tells so.
 
     Args:
-        backbone (MambaBackbone): The backbone.
+        backbone (Stored): The backbone.
         tensors (Mapping[str, Tensor]): What is to be loaded.
         source (Any): Where it comes from.
         prefix (str): Prefix of the backbone there. Defaults to ``''``.
@@ -378,7 +342,7 @@ def settle(
         those that may be missing because they keep their start values.
     """
     own = {f'{prefix}{key}' for key in backbone.state_dict()}
-    optional = f'{re.escape(prefix)}(?:{backbone.OPTIONAL_KEYS})'
+    optional = f'{re.escape(prefix)}(?:{backbone.FORMAT.optional})'
     # Without a final norm, that of the file is not needed.
     unused = rf'{optional}|{re.escape(prefix)}{backbone.FINAL_NORM}\.'
     left = [k for k in tensors if k not in own and re.match(unused, k)]

@@ -22,7 +22,8 @@ from official_files import (
     positions,
 )
 
-from transmamba_mm.models.official import CheckpointError, class_token_place
+from transmamba_mm.checkpoints import CheckpointError
+from transmamba_mm.checkpoints.evidence import class_token_place
 from transmamba_mm.registry import MODELS
 
 
