@@ -211,7 +211,7 @@ class MambaBackbone(BaseModule):
         found, todo = {}, [MambaBackbone]
         while todo:
             todo += (kind := todo.pop()).__subclasses__()
-            if 'FORMAT' in vars(kind):
+            if 'FORMAT' in vars(kind) and kind.FORMAT.family:
                 found[kind.FORMAT.family] = kind
         return found
 
