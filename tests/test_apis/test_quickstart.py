@@ -19,12 +19,12 @@ def test_table_states_lead_and_error():
     results = [result('teacher', 0, 95.0)]
     for name in (*REPORTED, 'transmamba_logits_kd'):
         base = 90.0 if name.startswith('transmamba') else 70.0
-        results += [result(name, s, base + s) for s in range(3)]
-    text = table(results)
-    scratch = next(li for li in text.splitlines() if li.startswith('scratch'))
-    # Standard deviation 1 in both groups of 3: 2 sqrt(1/3 + 1/3) = 1.63.
-    assert '71.0 ± 1.0' in scratch
-    assert '+20.0 (2 s.e. 1.6)' in scratch
+        # Paired, the seeds' own level does not count.
+        results += [result(name, s, base + 5 * s) for s in range(3)]
+    lines = {line.split()[0]: line for line in table(results).splitlines()}
+    assert '75.0 ± 5.0' in lines['scratch']
+    assert '+20.0 ± 0.0' in lines['scratch']
+    assert '95 % interval' in lines['(paired']
 
 
 def test_read_result_keeps_epochs_and_similarities(tmp_path):

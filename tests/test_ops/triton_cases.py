@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from transmamba_mm.ops.backends import triton_scan, triton_tiling
-from transmamba_mm.ops.backends.problem import ScanProblem
+from transmamba_mm.ops.backends.problem import TENSORS, ScanProblem
 
-NAMES = ScanProblem._fields[:8]
+NAMES = TENSORS
 
 
 def of(x, k):

@@ -27,6 +27,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import transmamba_mm
+from transmamba_mm.arena import mean_and_deviation, paired_difference
 
 TEACHER = 'deit_digits'
 #: Result name to config; the order of the table.
@@ -319,35 +320,30 @@ def group(results: Sequence[Result]) -> dict[str, list[Result]]:
     return grouped
 
 
-def _mean_std(values: Sequence[float]) -> tuple[float, float]:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return statistics.mean(values), spread
-
-
 def table(results: Sequence[Result]) -> str:
-    """Final top-1 per method, and TransMamba's lead over the others.
+    """Final top-1 per method, and what TransMamba adds to each.
 
-    The lead is given with two standard errors of the difference,
-    2 sqrt(s_a^2 / n_a + s_b^2 / n_b).
+    The last column is paired over the seeds, with a 95 % interval.
     """
     finals = {
-        name: [result.final for result in runs]
+        name: {result.seed: result.final for result in runs}
         for name, runs in group(results).items()
     }
-    ours_mean, ours_std = _mean_std(finals['transmamba'])
+    ours = finals['transmamba']
     lines = [
-        f'{"method":<22}{"top-1 (%)":>14}  {"runs":>4}  TransMamba leads by'
+        f'{"method":<22}{"top-1 (%)":>14}  {"runs":>4}  TransMamba minus it'
     ]
     for name, values in finals.items():
-        mean, std = _mean_std(values)
+        mean, std = mean_and_deviation(list(values.values()))
         lead = ''
-        if name in REPORTED and name != 'transmamba':
-            error = ours_std**2 / len(finals['transmamba'])
-            error = 2 * (error + std**2 / len(values)) ** 0.5
-            lead = f'{ours_mean - mean:+.1f} (2 s.e. {error:.1f})'
-        lines.append(
-            f'{name:<22}{mean:>7.1f} ± {std:<4.1f}  {len(values):>4}  {lead}'
-        )
+        if name not in ('teacher', 'transmamba'):
+            lead = str(paired_difference(ours, values))
+        top1 = f'{mean:>7.1f} ± {std:<4.1f}'
+        lines.append(f'{name:<22}{top1}  {len(values):>4}  {lead}')
+    lines.append(
+        '(paired over seeds, 95 % interval; other processors give other '
+        'figures)'
+    )
     return '\n'.join(line.rstrip() for line in lines)
 
 
@@ -361,7 +357,7 @@ def plot_accuracy(results: Sequence[Result], path: Path) -> None:
     for name, runs in grouped.items():
         epochs = [epoch for epoch, _ in runs[0].accuracy]
         points = [
-            _mean_std([run.accuracy[i][1] for run in runs])
+            mean_and_deviation([run.accuracy[i][1] for run in runs])
             for i in range(len(epochs))
         ]
         means = [mean for mean, _ in points]

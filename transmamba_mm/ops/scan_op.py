@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import dispatch
 from .backends import reference
-from .backends.problem import ScanProblem
+from .backends.problem import COEFFICIENTS, TENSORS, TOKENS, ScanProblem
 from .flops import register_flops
 from .order_tables import checked_orders
 
@@ -28,7 +28,7 @@ _INPUTS = (
     ' Tensor? z, Tensor? delta_bias, bool delta_softplus, Tensor? orders,'
     ' int[] reverse, bool by_step, bool merge'
 )
-_TENSORS = 8  # of which the gradients may be asked for
+_TENSORS = len(TENSORS)
 
 _lib = torch.library.Library('transmamba_mm', 'FRAGMENT')
 _lib.define(
@@ -253,12 +253,12 @@ def _backward(grad_out, states, *args):
 def _public_grads(grads, tensors, needs, K) -> list[Tensor]:
     """View the needed gradients in the shapes of the public functions."""
     results = []
-    for i, (grad, x, need) in enumerate(zip(grads, tensors, needs)):
+    for name, grad, x, need in zip(TENSORS, grads, tensors, needs):
         if not need:
             continue
-        if i in (0, 1, 6):  # u, delta, z
+        if name in TOKENS:
             grad = _public(grad, x)
-        elif i in (3, 4):  # B, C
+        elif name in COEFFICIENTS:
             grad = _public_coefs(grad, x, K)
         elif grad.dim() != x.dim():
             grad = grad.squeeze(0)
@@ -339,16 +339,16 @@ torch.library.register_autograd(
 
 
 @register_flops(torch.ops.transmamba_mm.selective_scan)
-def _flops(u, delta, A, *args, **kwargs) -> int:
+def _flops(
+    u, delta, A, B, C, D, z, bias, softplus, orders, reverse, *args, **kwargs
+) -> int:
     """Operations of K scans: two per multiplication and addition.
 
     As in the official implementations, a scan of L tokens, D channels and N
     states counts 9 L D N multiply-accumulates, and L D for each of the skip
     and the gate.
     """
-    D, z = args[2:4]
-    K = len(args[7])
-    tokens = K * u[0] * u[-2] * u[-1]
+    tokens = len(reverse) * u[0] * u[-2] * u[-1]
     per_token = 9 * A[-1] + (D is not None) + (z is not None)
     return 2 * tokens * per_token
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..native import library
-from .problem import ScanProblem
+from .problem import TENSORS, ScanProblem
 
 LOG2_E = math.log2(math.e)
 # Channels that a task works on at once: their tiles must fit in a core's
@@ -89,7 +89,7 @@ def backward(
     grad_u = new(p.u.shape, dtype=_sum_dtype(p.u, K))
     grad_delta = new(p.delta.shape, dtype=_sum_dtype(p.delta, K))
     grad_z = None
-    if p.z is not None and needs[6]:
+    if p.z is not None and needs[TENSORS.index('z')]:
         grad_z = new(p.z.shape, dtype=_sum_dtype(p.z, K))
     grad_B = new(parts, batch, K, p.groups, length, N)
     grad_C = torch.empty_like(grad_B)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import per_direction
-from .problem import ScanProblem
+from .problem import COEFFICIENTS, TENSORS, TOKENS, ScanProblem
 
 MODULE = 'selective_scan_cuda'
 MOST_STATES = 256
@@ -158,11 +158,11 @@ def _scan_backward(p: ScanProblem, states, grad_out, needs):
     )
     found = (u, delta, A, B, C, D, z[0] if z else None, bias)
     grads = []
-    for i, (grad, x, need) in enumerate(zip(found, p.tensors, needs)):
+    for name, grad, x, need in zip(TENSORS, found, p.tensors, needs):
         if not need:
             grads.append(None)
             continue
-        if i in (0, 1, 3, 4, 6):  # time is last in u, delta, B, C, z
+        if name in TOKENS + COEFFICIENTS:  # time is last there
             grad = grad.mT
         grads.append(grad.to(x.dtype).reshape(x.shape).contiguous())
     return grads

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..caching import TensorCache, cached_tensors
 from ..order_tables import visited_tokens
-from .problem import ScanProblem
+from .problem import COEFFICIENTS, TENSORS, TOKENS, ScanProblem
 
 _tables = TensorCache()
 
@@ -56,7 +56,7 @@ def backward(
         None
         if grad is None
         else composed.from_grad(name, grad, x).to(x.dtype).contiguous()
-        for name, grad, x in zip(p._fields, grads, p.tensors)
+        for name, grad, x in zip(TENSORS, grads, p.tensors)
     ]
 
 
@@ -176,10 +176,10 @@ class _Composed:
 
     def from_grad(self, name: str, grad: Tensor, x: Tensor) -> Tensor:
         """Turn a gradient of :attr:`problem` into that of ``x``."""
-        if name in ('u', 'delta', 'z'):
+        if name in TOKENS:
             permuted = name != 'delta' or self.permutes_reads
             return self.from_steps(grad, x.shape[1] == 1, permuted)
-        if name not in ('B', 'C'):
+        if name not in COEFFICIENTS:
             axis, grad = 0, grad.view(self.K, *x.shape[1:])
         elif x.dim() == 2:
             return grad.view(self.K, *x.shape).sum(0)

@@ -6,6 +6,11 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
+#: Fields of :class:`ScanProblem` which may have gradients, in their order.
+TENSORS = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')
+#: Those which have a value per token and channel, and per token and state.
+TOKENS, COEFFICIENTS = ('u', 'delta', 'z'), ('B', 'C')
+
 
 class ScanProblem(NamedTuple):
     """Selective scans in K directions over the same tokens.
@@ -76,8 +81,8 @@ class ScanProblem(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Optional[Tensor], ...]:
-        """The eight tensors which may have gradients."""
-        return self[:8]
+        """The tensors which may have gradients, named in :data:`TENSORS`."""
+        return self[: len(TENSORS)]
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:

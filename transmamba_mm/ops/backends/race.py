@@ -38,9 +38,9 @@ def _key(modules, p: ScanProblem, keep: bool) -> tuple:
     shapes = tuple(
         None if x is None else (x.shape, x.dtype) for x in p.tensors
     )
-    has_orders = p.orders is not None
+    kind = p.orders is not None, p.reverse, p.by_step, p.merge
     names = tuple(x.__name__ for x in modules)
-    return names, p.u.device, shapes, has_orders, *p[10:], keep
+    return names, p.u.device, shapes, kind, keep
 
 
 def _seconds(module: ModuleType, p: ScanProblem, keep: bool) -> float:

@@ -29,7 +29,7 @@ from torch import Tensor
 from .. import triton_launch
 from ..triton_launch import DTYPES, Launch, interpreted
 from . import triton_tiling
-from .problem import ScanProblem
+from .problem import COEFFICIENTS, TENSORS, TOKENS, ScanProblem
 from .triton_tiling import Tiling
 
 MOST_STATES = 256
@@ -113,7 +113,7 @@ def backward(
     grads = launches[-1].arguments
     return [
         _fold(name, grads[f'grad_{name}'], p, x) if need else None
-        for name, x, need in zip(p._fields, p.tensors, needs)
+        for name, x, need in zip(TENSORS, p.tensors, needs)
     ]
 
 
@@ -192,7 +192,7 @@ def plan_backward(
     )
     arguments = dict(common, CH=t.CH, SPAN=t.span)
     del arguments['tile_size'], arguments['KEEP']
-    for name, x, need in zip(p._fields, p.tensors, needs):
+    for name, x, need in zip(TENSORS, p.tensors, needs):
         grad = None
         if need and name in shapes:
             grad = new(shapes[name])
@@ -328,11 +328,11 @@ def _new_tokens(p: ScanProblem, dtype: torch.dtype) -> Tensor:
 def _fold(name: str, grad: Tensor, p: ScanProblem, x: Tensor) -> Tensor:
     """Sum what programs have contributed to one gradient."""
     _, K, _, channels, N = p.sizes
-    if name in ('u', 'delta', 'z'):
+    if name in TOKENS:
         if x.shape[1] < K:
             grad = grad.sum(1, keepdim=True)
         return grad.to(x.dtype)
-    if name in ('B', 'C'):
+    if name in COEFFICIENTS:
         grad = grad.unflatten(2, (p.groups, -1))
         axes = [1] if x.shape[1] < K else []
         if grad.shape[3] > 1:
