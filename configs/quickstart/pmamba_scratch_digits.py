@@ -4,7 +4,8 @@ Run (about 10 seconds on one core)::
 
     python tools/train.py configs/quickstart/pmamba_scratch_digits.py
 
-Expect 70.7 +- 1.9 % top-1 (seeds 0 to 2, ``make quickstart``).
+Expect 68 to 71 % top-1 (means over seeds on three processors, ``make
+quickstart``).
 """
 
 _base_ = [

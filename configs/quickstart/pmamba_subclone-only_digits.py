@@ -4,7 +4,8 @@ Run after ``deit_digits.py``::
 
     python tools/train.py configs/quickstart/pmamba_subclone-only_digits.py
 
-Expect 91.8 +- 1.9 % top-1 (seeds 0 to 2, ``make quickstart``).
+Expect 91.5 to 91.8 % top-1 (means over seeds on three processors, ``make
+quickstart``).
 """
 
 _base_ = './pmamba_scratch_digits.py'

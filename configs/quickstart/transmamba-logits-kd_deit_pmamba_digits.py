@@ -5,7 +5,8 @@ Run after ``deit_digits.py``::
     python tools/train.py \
         configs/quickstart/transmamba-logits-kd_deit_pmamba_digits.py
 
-Expect 94.0 +- 1.6 % top-1 (seeds 0 to 2, ``make quickstart``).
+Expect 92 to 94 % top-1 (means over seeds on three processors, ``make
+quickstart``).
 """
 
 _base_ = './transmamba_deit_pmamba_digits.py'
