@@ -59,6 +59,8 @@ def read_report(path: Path) -> dict:
     """Counts by outcome, failures with messages, recorded errors."""
     found = dict(passed=0, skipped=0, failed=[], errors={})
     for case in ElementTree.parse(path).getroot().iter('testcase'):
+        if case.get('classname') is None:
+            continue  # was running when the tests were stopped
         name = f'{case.get("classname")}::{case.get("name")}'
         problems = [x for x in case if x.tag in ('failure', 'error')]
         if problems:

@@ -97,3 +97,32 @@ sys.exit(gpu.main([*out, '--only', *parts]))
     assert read(tmp_path, 'models')['status'] == 'done'
     report = (tmp_path / 'report.md').read_text()
     assert 'the card is on fire' in report and '## models' in report
+
+
+REPORT = """<testsuites><testsuite>
+<testcase classname="a.b" name="good"><properties>
+<property name="scan" value="0.25"/></properties></testcase>
+<testcase classname="a.b" name="bad"><failure message="wrong"/></testcase>
+<testcase classname="a.b" name="left"><skipped/></testcase>
+<testcase><failure message="interrupted"/></testcase>
+<testcase/>
+</testsuite></testsuites>"""
+
+
+def test_what_was_running_when_time_was_up_has_not_passed(tmp_path):
+    """pytest-xdist reports it without a name."""
+    path = tmp_path / 'report.xml'
+    path.write_text(REPORT)
+    code, output = run(
+        code='from gpu_parts.parity import read_report; from pathlib import '
+        f'Path; print("FOUND", read_report(Path({str(path)!r})))'
+    )
+    assert code == 0, output
+    assert output.partition('FOUND ')[2].strip() == str(
+        dict(
+            passed=1,
+            skipped=1,
+            failed=['a.b::bad: wrong'],
+            errors={'scan': 0.25},
+        )
+    )
