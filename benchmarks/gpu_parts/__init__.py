@@ -20,9 +20,6 @@ from typing import Any, Callable
 
 import torch
 
-#: In the order in which they run, the most telling first.
-PARTS = ('parity', 'times', 'tuning', 'models', 'job', 'transfer')
-
 
 @dataclass
 class Context:

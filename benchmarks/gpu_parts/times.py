@@ -66,8 +66,8 @@ def passes(p: ScanProblem) -> dict[str, Callable[[], object]]:
 def compile_case(case) -> Optional[str]:
     """Fill Triton's cache with the kernels of one case; return an error."""
     try:
-        passes(problem(case, torch.device('cuda')))['forward']()
-        passes(problem(case, torch.device('cuda')))['both']()
+        for run_pass in passes(problem(case, torch.device('cuda'))).values():
+            run_pass()
         torch.cuda.synchronize()
     except Exception as error:
         return f'{case}: {type(error).__name__}: {error}'[:500]

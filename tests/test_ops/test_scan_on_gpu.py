@@ -9,7 +9,6 @@ from transmamba_mm.ops import multi_scan, selective_scan
 
 pytestmark = pytest.mark.gpu
 
-TOL = dict(out=2e-5, last_state=2e-5)
 GRAD_TOL = 2e-5
 
 
