@@ -295,7 +295,8 @@ def tiny_runner(work_dir, model, max_epochs: int = 1, num: int = 8, **kwargs):
 
 def plan_from(teacher, student, **kwargs) -> tuple:
     """Plans a subcloning; returns the plan and its entries by name."""
-    from transmamba_mm.transfer import Subcloner, read_teacher
+    from transmamba_mm.contract import read_teacher
+    from transmamba_mm.transfer import Subcloner
 
     kwargs.setdefault('importance', 'first')
     weights = read_teacher(teacher.state_dict())

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transmamba_mm.distill import AdaptiveBidirectionalDistill, TapRecord
-from transmamba_mm.distill.losses import _MIN_SIMILARITY
-from transmamba_mm.models.scan_orders import scan_order
+from transmamba_mm.contract import TapRecord
+from transmamba_mm.contract.scan_orders import scan_order
+from transmamba_mm.distill import AdaptiveBidirectionalDistill
+from transmamba_mm.distill.methods.transmamba import _MIN_SIMILARITY
 
 EXACT_F32 = 1e-6  # float32 against float64 on values around one
 GRAD_TOL = 1e-5

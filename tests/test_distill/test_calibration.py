@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from transmamba_mm.distill import FeatureCalibration, TapRecord
-from transmamba_mm.models.scan_orders import scan_order
+from transmamba_mm.contract import Pair, TapRecord, TeacherError
+from transmamba_mm.contract.scan_orders import scan_order
+from transmamba_mm.distill import FeatureCalibration
 from transmamba_mm.registry import MODELS
 
 SAME = dict(rtol=1e-5, atol=1e-6)
@@ -122,24 +123,25 @@ def test_sizes_from_the_models():
     connector = FeatureCalibration()
     with pytest.raises(ValueError, match='does not know its sizes'):
         connector([make_tap()])
-    connector.prepare_from_models(student, teacher)
+    connector.prepare(Pair(student, teacher))
     assert len(connector.mlps) == 2 * 4
     mlp = connector.mlps[0]
     assert (mlp.in_channels, mlp.fc1.in_features) == (12, 16)
     # Explicit sizes win.
     chosen = FeatureCalibration(directions=['snake_vertical'], in_channels=24)
-    chosen.prepare_from_models(student, teacher)
+    chosen.prepare(Pair(student, teacher))
     assert len(chosen.mlps) == 2
     assert chosen.mlps[0].in_channels == 24
     kept = connector.mlps
-    connector.prepare_from_models(student, teacher)
+    connector.prepare(Pair(student, teacher))
     assert connector.mlps is kept
 
 
-def test_teacher_of_undeclared_width():
-    student = MODELS.build(tiny_student())
-    with pytest.raises(ValueError, match='set out_channels'):
-        FeatureCalibration().prepare_from_models(student, nn.Linear(2, 2))
+def test_a_teacher_of_no_family_needs_a_width():
+    pair = Pair(MODELS.build(tiny_student()), nn.Linear(2, 2))
+    with pytest.raises(TeacherError, match=r'(?s)Linear.*set out_channels'):
+        FeatureCalibration().prepare(pair)
+    FeatureCalibration(out_channels=5).prepare(pair)
 
 
 # -------------------------------------------------------------- resizing

@@ -209,11 +209,11 @@ def test_scalars_and_table(make, tmp_path):
 
     (path,) = tmp_path.glob('*/*.log')
     log = path.read_text()
-    assert 'loss_tm: similarity (weight) of layers' in log
-    for direction, layers in loss.similarities.items():
-        row = re.search(rf'  {direction}: (.*)', log).group(1)
-        assert row.count('(') == LAYERS
-        assert row.startswith(f'{layers[0].item():.3f} (')
+    for kind, values in loss.layer_statistics().items():
+        table = log[log.rindex(f'loss_tm: {kind} of layers') :]
+        for direction, layers in values.items():
+            row = re.search(rf'  {direction}: (.*)', table).group(1)
+            assert row.split() == [f'{x:.3f}' for x in layers.tolist()]
 
 
 class Stream(IterableDataset):

@@ -9,14 +9,15 @@ from mmrazor.models.task_modules import RecorderManager
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from transmamba_mm.contract import find_student
+from transmamba_mm.contract.scan_orders import scan_order
+from transmamba_mm.contract.taps import DirectionTaps
 from transmamba_mm.distill import (
     DirectionTapsRecorder,
     LayerwiseOutputsRecorder,
     PatchTokensRecorder,
 )
-from transmamba_mm.models import MambaBackbone, find_mamba_backbone
-from transmamba_mm.models.layers import DirectionTaps
-from transmamba_mm.models.scan_orders import scan_order
+from transmamba_mm.models import MambaBackbone
 from transmamba_mm.registry import MODELS
 
 SUM_TOL = dict(rtol=1e-5, atol=1e-5)
@@ -128,7 +129,7 @@ def test_reset_forgets():
     record(recorder, Chain(), torch.zeros(1))
     recorder.reset_data_buffer()
     assert recorder.data_buffer == []
-    assert recorder._outputs == {}
+    assert recorder._seen == {}
 
 
 def test_names_in_configs(student):
@@ -202,10 +203,9 @@ def test_unknown_number_of_extra_tokens():
         PatchTokensRecorder(r'layers\.0').initialize(Chain())
 
 
-def test_timm_style_declaration():
+def test_a_teacher_of_no_family_by_pattern_and_number():
     model = nn.Sequential(Chain())
-    model[0].num_prefix_tokens = 2
-    recorder = PatchTokensRecorder(r'0\.layers\.11')
+    recorder = PatchTokensRecorder(r'0\.layers\.11', num_extra_tokens=2)
     (tokens,), _ = record(recorder, model, torch.zeros(1, 5, 3))
     assert tokens.shape == (1, 3, 3)
 
@@ -379,10 +379,11 @@ class MiddleClassToken(MambaBackbone, BaseModule):
 
     def __init__(self):
         super().__init__(out_type='raw')
-        self.mixer = DirectionTaps(self.directions)
+        self.mixer = nn.Identity()
+        self.mixer.taps = DirectionTaps(self.directions)
         self.layers = nn.ModuleList([nn.Identity()])
 
-    def taps(self):
+    def mixers(self):
         return [self.mixer]
 
     def blocks(self):
@@ -394,7 +395,7 @@ class MiddleClassToken(MambaBackbone, BaseModule):
     def forward(self, x):
         x = self.layers[0](x)
         for name in self.directions:
-            tap = self.mixer.out[name]
+            tap = self.mixer.taps.out[name]
             if tap.active:
                 tap(x if name == 'raster' else x.flip(1), (1, 3))
         return (x,)
@@ -402,7 +403,7 @@ class MiddleClassToken(MambaBackbone, BaseModule):
 
 def test_class_tokens_of_students_are_skipped():
     model = MiddleClassToken()
-    assert find_mamba_backbone(model) is model
+    assert find_student(model) is model
     sequence = torch.tensor([10.0, -1, 11, 12]).view(1, 4, 1).repeat(1, 1, 2)
     found, _ = record(DirectionTapsRecorder(), model, sequence)
     by_name = {r.direction: r.tokens[0, :, 0].tolist() for r in found}

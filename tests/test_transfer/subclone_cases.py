@@ -3,7 +3,8 @@
 
 from helpers import build, pmamba_cfg, snapshot
 
-from transmamba_mm.transfer import Subcloner, read_teacher
+from transmamba_mm.contract import read_teacher
+from transmamba_mm.transfer import Subcloner
 
 # float32 noise of a few layers.
 CLOSE = dict(rtol=1e-4, atol=1e-5)

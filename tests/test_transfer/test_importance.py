@@ -6,7 +6,8 @@ import torch
 from helpers import build, pmamba_cfg, vit_cfg
 from torch import nn
 
-from transmamba_mm.transfer import Subcloner, TransferError, read_teacher
+from transmamba_mm.contract import read_teacher
+from transmamba_mm.transfer import Subcloner, TransferError
 from transmamba_mm.transfer.importance import (
     CRITERIA,
     collect_activations,

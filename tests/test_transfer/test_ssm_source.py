@@ -5,7 +5,8 @@ import pytest
 import torch
 from helpers import build, pmamba_cfg, snapshot, vit_cfg
 
-from transmamba_mm.transfer import Subcloner, TransferError, read_teacher
+from transmamba_mm.contract import read_teacher
+from transmamba_mm.transfer import Subcloner, TransferError
 from transmamba_mm.transfer.ssm import build_ssm_source
 
 # Solving a 16x16 system in double precision, stored in float32.
@@ -82,9 +83,9 @@ def test_attention_on_the_kept_channels():
     source = build_ssm_source('attention')
     options = dict(importance='random', seed=3)
     reader = Subcloner(student, read_teacher(teacher.state_dict()), **options)
-    kept = reader.indices('residual', None, 10)
-    inner = reader.indices('inner', 1, 10)
-    states = reader.indices('inner', 1, 4)
+    kept = reader.pairing.indices('residual', None, 10)
+    inner = reader.pairing.indices('inner', 1, 10)
+    states = reader.pairing.indices('inner', 1, 4)
     subclone(student, teacher, source, **options)
     query, key, value, bias = attention(teacher, 1)
     weights, biases, (_, B, C) = mixer_parts(student, 1)

@@ -5,9 +5,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import build, pmamba_cfg, vit_cfg
-from hypothesis import given
-from hypothesis import settings as examples
-from hypothesis import strategies as st
 from subclone_cases import (
     CLOSE,
     LAYER_PAIRS,
@@ -19,61 +16,8 @@ from subclone_cases import (
 )
 from torch import nn
 
-from transmamba_mm.transfer import Subcloner, TransferError, read_teacher
-from transmamba_mm.transfer.subclone import resolve_layer_map, student_roles
-
-# ----------------------------------------------------------- layer maps
-
-
-@pytest.mark.parametrize(
-    ('layer_map', 'student', 'teacher', 'expected'),
-    [
-        ('uniform', 4, 4, [0, 1, 2, 3]),
-        ('uniform', 2, 12, [0, 11]),
-        ('uniform', 3, 12, [0, 6, 11]),
-        ('uniform', 4, 2, [0, 0, 1, 1]),
-        ('uniform', 1, 12, [11]),
-        ('uniform', 3, 1, [0, 0, 0]),
-        ('first_n', 2, 4, [0, 1]),
-        ('first_n', 4, 2, [0, 1, None, None]),
-        ([3, None, 0], 3, 4, [3, None, 0]),
-        ((1, 1), 2, 2, [1, 1]),
-    ],
-)
-def test_layer_map(layer_map, student, teacher, expected):
-    assert resolve_layer_map(layer_map, student, teacher) == expected
-
-
-@examples(max_examples=50, deadline=None)
-@given(st.integers(2, 60), st.integers(1, 60))
-def test_uniform_is_monotone_and_includes_both_ends(student, teacher):
-    layers = resolve_layer_map('uniform', student, teacher)
-    assert len(layers) == student
-    assert layers == sorted(layers)
-    assert layers[0] == 0
-    assert layers[-1] == teacher - 1
-    if student == teacher:
-        assert layers == list(range(student))
-    if student <= teacher:
-        assert len(set(layers)) == student
-    steps = [b - a for a, b in zip(layers, layers[1:])]
-    assert max(steps) - min(steps) <= 1
-
-
-@pytest.mark.parametrize(
-    ('layer_map', 'message'),
-    [
-        ('last_n', "'uniform', 'first_n' or a list, got 'last_n'"),
-        ([0], 'for each of the 2'),
-        ([0, 1, 2], 'for each of the 2'),
-        ([0, 3], r'in 0\.\.2'),
-        ([-1, 0], r'in 0\.\.2'),
-    ],
-)
-def test_layer_map_mistakes(layer_map, message):
-    with pytest.raises(TransferError, match=message):
-        resolve_layer_map(layer_map, 2, 3)
-
+from transmamba_mm.contract import Student, read_teacher
+from transmamba_mm.transfer import Subcloner
 
 # ------------------------------------------------ equal width and depth
 
@@ -123,7 +67,7 @@ def test_a_bare_backbone_is_a_student_too():
 def test_the_head_is_the_last_linear():
     config = pmamba_cfg()
     config['head'] = dict(vit_cfg()['head'], hidden_dim=16)
-    _, roles = student_roles(build(config))
+    roles = Student(build(config)).roles()
     heads = {n: r for n, r in roles.items() if n.startswith('head')}
     assert heads == {
         'head.layers.head.weight': 'head.weight',
@@ -238,7 +182,7 @@ def test_an_image_teacher_starts_a_video_student():
     weights = read_teacher(teacher.state_dict())
     plan = Subcloner(student, weights, importance='random').plan()
     plan.apply(student)
-    kept = Subcloner(student, weights, importance='random').indices(
+    kept = Subcloner(student, weights, importance='random').pairing.indices(
         'residual', None, 12
     )
     (entry,) = (e for e in plan.entries if e.name == 'patch_embed.proj.weight')

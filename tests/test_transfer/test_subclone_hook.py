@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 
 from transmamba_mm.checkpoints import read_state_dict
 from transmamba_mm.compat import prepare_cpu_launch
+from transmamba_mm.contract import TeacherError
 from transmamba_mm.transfer import SubcloneInitializer, TransferError
 
 PROCESSES = 2
@@ -383,7 +384,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     assert_refused(
         tmp_path,
         subcloner(str(path)),
-        TransferError,
+        TeacherError,
         r'no known Transformer.*starts with conv1\.weight',
     )
 

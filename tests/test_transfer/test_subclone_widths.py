@@ -15,7 +15,8 @@ from subclone_cases import (
     subclone,
 )
 
-from transmamba_mm.transfer import TransferError, read_teacher
+from transmamba_mm.contract import read_teacher
+from transmamba_mm.transfer import TransferError
 
 HUNDREDS = 100.0
 HIDDEN_AXES = ('hidden', 'inner')

@@ -1,24 +1,41 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""Stage two: adaptive bidirectional distillation."""
+"""Stage two: distillation, by the paper's method and by others."""
 
 from .algorithm import TransMambaDistill
 from .calibration import FeatureCalibration
-from .losses import AdaptiveBidirectionalDistill
-from .monitor import DistillMonitor
+from .distiller import MethodDistiller
+from .hooks import DistillMonitor, DistillScheduleHook
+from .losses import DistillLoss, LayerMatchLoss, normalised_mse
+from .methods import AdaptiveBidirectionalDistill, DistillMethod, Reading
+from .projection import LayerProjection
 from .recorders import (
     DirectionTapsRecorder,
     LayerwiseOutputsRecorder,
     PatchTokensRecorder,
+    StudentSiteRecorder,
+    TeacherSiteRecorder,
 )
-from .records import TapRecord
+from .schedule import Phase, Schedule, Span
 
 __all__ = [
     'AdaptiveBidirectionalDistill',
     'DirectionTapsRecorder',
+    'DistillLoss',
+    'DistillMethod',
     'DistillMonitor',
+    'DistillScheduleHook',
     'FeatureCalibration',
+    'LayerMatchLoss',
+    'LayerProjection',
     'LayerwiseOutputsRecorder',
+    'MethodDistiller',
     'PatchTokensRecorder',
-    'TapRecord',
+    'Phase',
+    'Reading',
+    'Schedule',
+    'Span',
+    'StudentSiteRecorder',
+    'TeacherSiteRecorder',
     'TransMambaDistill',
+    'normalised_mse',
 ]

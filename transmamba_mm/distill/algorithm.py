@@ -1,6 +1,7 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Stage two as an mmrazor algorithm."""
 
+from collections.abc import Iterable
 from typing import Optional, Union
 
 import torch
@@ -13,8 +14,19 @@ from torch import Tensor, nn
 
 from transmamba_mm.checkpoints import read_state_dict
 from transmamba_mm.checkpoints.load import read_classifier_state
-from transmamba_mm.models import MambaBackbone
+from transmamba_mm.contract import GridStudent, Pair, PairAware, Student
+from transmamba_mm.contract.roles import in_group
 from transmamba_mm.registry import MODELS
+
+from .distiller import MethodDistiller
+from .losses import DistillLoss
+from .schedule import (
+    Schedule,
+    reads_student,
+    recording,
+    restricted,
+    zero_of,
+)
 
 # Not part of a teacher: preprocessing constants, and the buffers that
 # mmpretrain's EMA used to write beside the weights.
@@ -95,9 +107,15 @@ class TransMambaDistill(SingleTeacherDistill):
         for module in self.modules():
             if getattr(module, 'inplace', False):
                 module.inplace = False
+        pair = Pair(self.student, self.teacher)
         for module in self.distiller.modules():
-            if hasattr(module, 'prepare_from_models'):
-                module.prepare_from_models(self.student, self.teacher)
+            if isinstance(module, PairAware):
+                module.prepare(pair)
+        self.schedule, self._by_method = Schedule(), {}
+        if isinstance(self.distiller, MethodDistiller):
+            self.schedule = self.distiller.schedule
+            self._by_method = self.distiller.in_alpha
+        self._check_phases()
         self._register_load_state_dict_pre_hook(self._accept_student)
 
     # ------------------------------------------------------ the teacher
@@ -149,7 +167,7 @@ class TransMambaDistill(SingleTeacherDistill):
         if any(key.startswith(_PARTS) for key in state_dict):
             return  # of a distillation, or a part of one
         student, backbone = state_dict, getattr(self.student, 'backbone', None)
-        if isinstance(backbone, MambaBackbone):
+        if isinstance(backbone, GridStudent):
             student = read_classifier_state(backbone, state_dict)
         if not student.keys() & self.student.state_dict().keys():
             raise ValueError(
@@ -189,53 +207,123 @@ class TransMambaDistill(SingleTeacherDistill):
 
         Returns:
             dict[str, Tensor]: ``student.*`` and ``distill.*`` losses,
-            already weighted by alpha, and statistics whose names do not
-            contain "loss".
+            already weighted, and statistics whose names do not contain
+            "loss".
         """
-        if self.distillation_stopped:
-            task = self.student(batch_inputs, data_samples, mode='loss')
-            return {**add_prefix(task, 'student'), **self._idle_loss()}
-        distiller = self.distiller
-        deliveries = distiller.deliveries
-        distiller.set_deliveries_override(False)
-        recorders = distiller.teacher_recorders
-        with recorders, deliveries, torch.no_grad():
-            self.teacher(batch_inputs, data_samples, mode='tensor')
-        distiller.set_deliveries_override(True)
-        recorders = distiller.student_recorders
-        trains = self.student_trainable and torch.is_grad_enabled()
-        with recorders, deliveries, torch.set_grad_enabled(trains):
-            task = self.student(batch_inputs, data_samples, mode='loss')
-        found = distiller.compute_distill_losses()
+        distiller, (phase, _) = self.distiller, self.schedule.now()
+        active = self._active_losses()
+        if active:
+            distiller.set_deliveries_override(False)
+            recorders = recording(distiller, active, student=False)
+            with recorders, distiller.deliveries, torch.no_grad():
+                self.teacher(batch_inputs, data_samples, mode='tensor')
+        task = {}
+        if phase.task_loss or reads_student(distiller, active):
+            distiller.set_deliveries_override(True)
+            recorders = recording(distiller, active, student=True)
+            trains = self.student_trainable and torch.is_grad_enabled()
+            with (
+                recorders,
+                distiller.deliveries,
+                torch.set_grad_enabled(trains),
+            ):
+                task = self.student(batch_inputs, data_samples, mode='loss')
+        with restricted(distiller, active):
+            found = distiller.compute_distill_losses()
         self._forget_records()
 
-        modules = distiller.distill_losses
-        ours = [
-            name
-            for name in found
-            if getattr(modules[name], 'alpha_weighted', False)
-        ]
-        alpha = self.alpha if ours else 1.0
+        found = {name: active[name] * loss for name, loss in found.items()}
+        inside = [name for name in found if self._in_alpha(name)]
         losses = {}
-        if self.calculate_student_loss:
+        if phase.task_loss and self.calculate_student_loss:
+            alpha = self.alpha if inside else 1.0
             for name, value in task.items():
                 weighted = alpha * value if 'loss' in name else value
                 losses[f'student.{name}'] = weighted
-        for name in ours:
-            found[name] = (1 - alpha) * found[name]
-            # Two such losses keep apart; "loss" would add it to the total.
-            prefix = '' if len(ours) == 1 else name.replace('loss', '')
-            for key, value in modules[name].statistics().items():
-                found[f'{prefix}_{key}'.strip('_')] = value
+        for name in inside:
+            found[name] = (1 - self.alpha) * found[name]
+        found.update(self._statistics(found))
         losses.update(add_prefix(found, 'distill'))
+        losses.update(self._idle_loss(active, bool(task)))
         return losses
 
-    def _idle_loss(self) -> dict[str, Tensor]:
-        """Keeps idle connectors in the graph, which DDP insists on."""
-        parameters = list(self.distiller.parameters())
-        if not is_distributed() or not parameters:
+    def _active_losses(self) -> dict[str, float]:
+        """Factor of each distillation loss that counts now."""
+        if self.distillation_stopped:
             return {}
-        return {'distill.loss_idle': 0.0 * sum(p.sum() for p in parameters)}
+        return self.schedule.factors(list(self.distiller.distill_losses))
+
+    def _in_alpha(self, name: str) -> bool:
+        """Whether a loss is weighed against the task loss by alpha."""
+        if name in self._by_method:
+            return self._by_method[name]
+        loss = self.distiller.distill_losses[name]
+        return isinstance(loss, DistillLoss) and loss.alpha_weighted
+
+    def _statistics(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Scalars for the log; their names must not contain "loss"."""
+        modules = self.distiller.distill_losses
+        found = {
+            name: modules[name].statistics()
+            for name in names
+            if isinstance(modules[name], DistillLoss)
+        }
+        found = {name: values for name, values in found.items() if values}
+        result = {}
+        for name, values in found.items():
+            prefix = '' if len(found) == 1 else name.replace('loss', '')
+            for key, value in values.items():
+                result[f'{prefix}_{key}'.strip('_')] = value
+        return result
+
+    # ------------------------------------------------ what does not train
+
+    def held_parameters(self) -> list[nn.Parameter]:
+        """Parameters that must not move now, see :class:`Phase`."""
+        phase, _ = self.schedule.now()
+        active = self._active_losses()
+        roles = Student(self.student).roles() if phase.trains != 'all' else {}
+        held = [
+            parameter
+            for name, parameter in self.student.named_parameters()
+            if phase.trains != 'all'
+            and not in_group(roles.get(name, ''), phase.trains)
+        ]
+        connectors = {
+            source['connector']
+            for name in active
+            for source in self.distiller.loss_forward_mappings[name].values()
+            if 'connector' in source
+        }
+        for kind, used in (
+            (self.distiller.connectors, connectors),
+            (self.distiller.distill_losses, active),
+        ):
+            for name, module in kind.items():
+                held += [] if name in used else module.parameters()
+        return held
+
+    def _check_phases(self) -> None:
+        for phase in self.schedule.phases:
+            if phase.trains == 'all':
+                continue
+            roles = Student(self.student).roles().values()
+            if not any(in_group(role, phase.trains) for role in roles):
+                raise ValueError(
+                    f'a phase trains {phase.trains!r}, which is no parameter '
+                    f'of the student: say mixers, all, or roles such as '
+                    f'{sorted({r.split(".")[-2] for r in roles if "." in r})}'
+                )
+
+    def _idle_loss(self, active: Iterable, student: bool) -> dict[str, Tensor]:
+        """Keeps idle parameters in the graph, which DDP insists on."""
+        everything = student and len(active) == len(
+            self.distiller.distill_losses
+        )
+        if everything or not is_distributed():
+            return {}
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return {'distill.loss_idle': zero_of(parameters)}
 
     def _forget_records(self) -> None:
         """Frees the recorded graph; a model holding it cannot be copied."""

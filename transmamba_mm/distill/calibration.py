@@ -11,12 +11,10 @@ from mmrazor.models.architectures.connectors.base_connector import (
 )
 from torch import Tensor, nn
 
-from transmamba_mm.models import find_mamba_backbone
-from transmamba_mm.models.layers import Linear
+from transmamba_mm.contract import Pair, PairAware, TapRecord, TeacherError
+from transmamba_mm.contract.taps import Grid
 from transmamba_mm.ops import linear
 from transmamba_mm.registry import MODELS
-
-from .records import Grid, TapRecord
 
 
 class _Calibrator(nn.Module):
@@ -31,23 +29,23 @@ class _Calibrator(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.reduce = (
-            Linear(in_channels, out_channels, bias=False)
+            nn.Linear(in_channels, out_channels, bias=False)
             if in_channels > out_channels
             else None
         )
-        self.fc1 = Linear(out_channels, out_channels)
-        self.fc2 = Linear(out_channels, out_channels)
+        self.fc1 = nn.Linear(out_channels, out_channels)
+        self.fc2 = nn.Linear(out_channels, out_channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.reduce is not None:
-            tokens = self.reduce(tokens)
+            tokens = linear(tokens, self.reduce.weight)
         weight = self.fc1.weight[:, : tokens.shape[-1]]
         hidden = F.gelu(linear(tokens, weight, self.fc1.bias))
-        return self.fc2(hidden)
+        return linear(hidden, self.fc2.weight, self.fc2.bias)
 
 
 @MODELS.register_module()
-class FeatureCalibration(BaseConnector):
+class FeatureCalibration(BaseConnector, PairAware):
     """Calibrates every tap to the width of the teacher.
 
     By default there is one MLP per layer and direction. The sizes may be
@@ -70,6 +68,9 @@ class FeatureCalibration(BaseConnector):
             grid first, for students whose grid differs from the teacher's.
             Defaults to None: no interpolation, except that hierarchical
             students get the grid that the teacher has on the same images.
+        student_backbone (str, optional): Name of the student's module, for
+            models that hold several. Defaults to None, the only one.
+        teacher_backbone (str, optional): Likewise of the teacher's.
         init_cfg (dict, optional): mmengine initialisation.
 
     Raises:
@@ -84,6 +85,8 @@ class FeatureCalibration(BaseConnector):
         directions: Optional[Sequence[str]] = None,
         shared: bool = False,
         grid: Optional[tuple[int, ...]] = None,
+        student_backbone: Optional[str] = None,
+        teacher_backbone: Optional[str] = None,
         init_cfg: Optional[dict] = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -93,6 +96,8 @@ class FeatureCalibration(BaseConnector):
         self.directions = directions
         self.shared = shared
         self.grid = tuple(grid) if grid else None
+        self.student_backbone = student_backbone
+        self.teacher_backbone = teacher_backbone
         # Pixels between patches, of the student's first layer over the
         # teacher's.
         self._stride_ratio: Optional[float] = None
@@ -100,13 +105,11 @@ class FeatureCalibration(BaseConnector):
         if None not in (in_channels, out_channels, num_layers, directions):
             self._build()
 
-    def prepare_from_models(
-        self, student: nn.Module, teacher: nn.Module
-    ) -> None:
+    def prepare(self, pair: Pair) -> None:
         """Fills in the sizes that were left out and builds the MLPs."""
         if self.mlps is not None:
             return
-        backbone = find_mamba_backbone(student)
+        backbone = pair.student(self.student_backbone).backbone
         if self.in_channels is None:
             self.in_channels = backbone.layer_dims
         if self.num_layers is None:
@@ -114,10 +117,17 @@ class FeatureCalibration(BaseConnector):
         if self.directions is None:
             self.directions = backbone.directions
         if self.out_channels is None:
-            self.out_channels = _width_of(teacher)
+            try:
+                teacher = pair.teacher(self.teacher_backbone)
+            except TeacherError as error:
+                raise TeacherError(
+                    f'{error}. Or set out_channels of FeatureCalibration, and '
+                    f'grid=(h, w) for a hierarchical student'
+                ) from error
+            self.out_channels = teacher.embed_dims
         if self.grid is None and backbone.hierarchical:
-            stride = backbone.patch_embed.stride
-            self._stride_ratio = stride / _stride_of(teacher)
+            teacher = pair.teacher(self.teacher_backbone)
+            self._stride_ratio = backbone.patch_embed.stride / teacher.stride
         self._build()
 
     def _build(self) -> None:
@@ -185,29 +195,3 @@ class FeatureCalibration(BaseConnector):
                 f"(with tap='inner' it is expand * d_model)"
             )
         return record.with_tokens(mlp(record.tokens))
-
-
-def _width_of(teacher: nn.Module) -> int:
-    """Token width of a teacher, from its declared ``embed_dims``."""
-    for module in teacher.modules():
-        for attribute in ('embed_dims', 'embed_dim', 'num_features'):
-            value = getattr(module, attribute, None)
-            if isinstance(value, int):
-                return value
-    raise ValueError(
-        f'{type(teacher).__name__} does not declare its token width: set '
-        f'out_channels of FeatureCalibration'
-    )
-
-
-def _stride_of(teacher: nn.Module) -> int:
-    """Pixels between a teacher's patches."""
-    for name, module in teacher.named_modules():
-        # mmpretrain's name, and timm's.
-        if name.endswith(('patch_embed.projection', 'patch_embed.proj')):
-            return module.stride[-1]
-    raise ValueError(
-        f'{type(teacher).__name__} has no patch_embed.projection, whose '
-        f"stride tells to which grid a hierarchical student's tokens are to "
-        f'be interpolated: set grid=(h, w) of FeatureCalibration'
-    )

@@ -1,236 +1,147 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""Adaptive bidirectional distillation (TransMamba §3.3)."""
+"""What distillation losses of this package have in common."""
 
-from collections.abc import Sequence
-from typing import Union
+from collections.abc import Mapping
+from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from transmamba_mm.ops import reorder
+from transmamba_mm.contract import Pair, PairAware, TokenRecord
+from transmamba_mm.contract.layer_map import LayerMap, resolve_layer_map
 from transmamba_mm.registry import MODELS
 
-from .records import TapRecord
 
-# Below this a ratio of similarities says nothing: untrained layers have
-# similarities around zero, of either sign.
-_MIN_SIMILARITY = 0.05
-
-
-@MODELS.register_module()
-class AdaptiveBidirectionalDistill(nn.Module):
-    r"""Pulls every layer and scan direction towards the teacher's tokens.
-
-    For layer :math:`l` and direction :math:`m`,
-    :math:`s_{l,m}` is the mean cosine between the calibrated tap and the
-    teacher's patch tokens permuted into the direction's scan order. Per
-    direction, :math:`L_m = \sum_l w_{l,m} (1 - s_{l,m})` with detached
-    weights that sum to one over the layers; the loss is :math:`\sum_m L_m`.
-    Under data-parallel training the weights come from the similarities of
-    the global batch, so the gradient equals that of one process.
-
-    :class:`~transmamba_mm.distill.TransMambaDistill` weighs this loss by
-    ``1 - alpha``.
-
-    Args:
-        tau (float): Temperature of the weights; they are practically uniform
-            above 1. Defaults to 0.1.
-        weighting (str): ``'softmax'``, :math:`softmax_l(-s/\tau)`;
-            ``'paper_ratio'``, a reading of Eq. 5,
-            :math:`softmax_l(\sum_j s_j / (\tau s_l))` with similarities
-            clamped from below; ``'uniform'``. Defaults to ``'softmax'``.
-        teacher_layers (str | Sequence[int]): Target of each student layer:
-            ``'last'`` (the paper), ``'uniform'`` (the same relative depth)
-            or one index into the recorded teacher layers per student layer.
-            Defaults to ``'last'``.
-        loss_weight (float): Factor of the loss. Defaults to 1.
+class DistillLoss(nn.Module):
+    """A loss that algorithms and monitors know more of than its value.
 
     Attributes:
-        similarities (dict[str, Tensor]): Direction to (layers,), of the last
-            call.
-        weights (dict[str, Tensor]): Likewise.
-
-    Raises:
-        ValueError: If an option is not supported.
+        alpha_weighted (bool): Whether
+            :class:`~transmamba_mm.distill.TransMambaDistill` weighs it by
+            ``1 - alpha`` and the task loss by ``alpha``. Defaults to False:
+            it counts with its own weight.
     """
 
-    # TransMambaDistill multiplies such losses by 1 - alpha.
-    alpha_weighted = True
+    alpha_weighted = False
 
-    WEIGHTINGS = ('softmax', 'paper_ratio', 'uniform')
+    def statistics(self) -> dict[str, Tensor]:
+        """Scalars of the last call for the log."""
+        return {}
+
+    def layer_statistics(self) -> dict[str, Mapping[str, Tensor]]:
+        """By kind and direction, one value per layer (layers,)."""
+        return {}
+
+
+def normalised_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error in units of the teacher's variance.
+
+    The variance is that of each channel over batch and tokens, averaged over
+    the channels; under data-parallel training it is the global batch's. A
+    student that gives the mean token everywhere has a loss of 1.
+
+    Args:
+        student (Tensor): (B, L, C).
+        teacher (Tensor): (B, L, C), taken as constant.
+
+    Returns:
+        Tensor: Scalar, in float32.
+    """
+    target = teacher.detach().float()
+    flat = target.flatten(0, -2)
+    moments = torch.stack([flat.mean(0), flat.square().mean(0)])
+    all_reduce(moments, op='mean')  # no-op in one process
+    variance = (moments[1] - moments[0].square()).mean()
+    error = (student.float() - target).square().mean()
+    return error / variance.clamp(min=1e-6)
+
+
+class LayerPairLoss(DistillLoss, PairAware):
+    """A loss of pairs of layers, averaged over the pairs.
+
+    Args:
+        layer_map (str | Sequence[int | None]): Which teacher layer each
+            student layer is paired with, see
+            :func:`~transmamba_mm.contract.layer_map.resolve_layer_map`.
+            Defaults to ``'uniform'``.
+        loss_weight (float): Factor of the loss. Defaults to 1.
+        student_backbone (str, optional): Name of the student's module, for
+            models that hold several. Defaults to None, the only one.
+        teacher_backbone (str, optional): Likewise of the teacher's.
+
+    Raises:
+        ValueError: If the layer map does not fit the pair.
+    """
 
     def __init__(
         self,
-        tau: float = 0.1,
-        weighting: str = 'softmax',
-        teacher_layers: Union[str, Sequence[int]] = 'last',
+        layer_map: LayerMap = 'uniform',
         loss_weight: float = 1.0,
+        student_backbone: Optional[str] = None,
+        teacher_backbone: Optional[str] = None,
     ) -> None:
         super().__init__()
-        if tau <= 0:
-            raise ValueError(f'tau must be positive, got {tau}')
-        if weighting not in self.WEIGHTINGS:
-            raise ValueError(
-                f'weighting must be one of {", ".join(self.WEIGHTINGS)}, got '
-                f'{weighting!r}'
-            )
-        if isinstance(teacher_layers, str) and teacher_layers not in (
-            'last',
-            'uniform',
-        ):
-            raise ValueError(
-                f"teacher_layers must be 'last', 'uniform' or a list, got "
-                f'{teacher_layers!r}'
-            )
-        self.tau = tau
-        self.weighting = weighting
-        self.teacher_layers = teacher_layers
+        self.layer_map = layer_map
         self.loss_weight = loss_weight
-        self.similarities: dict[str, Tensor] = {}
-        self.weights: dict[str, Tensor] = {}
+        self.student_backbone = student_backbone
+        self.teacher_backbone = teacher_backbone
+        self.pairs: dict[int, int] = {}
+        self._errors: Optional[Tensor] = None
+
+    def prepare(self, pair: Pair) -> None:
+        """Finds out which layers are paired."""
+        student = pair.student(self.student_backbone).backbone
+        teacher = pair.teacher(self.teacher_backbone)
+        layers = resolve_layer_map(
+            self.layer_map, student.layer_dims, teacher.layer_dims
+        )
+        self.pairs = {
+            layer: source
+            for layer, source in enumerate(layers)
+            if source is not None
+        }
+        if not self.pairs:
+            raise ValueError('layer_map pairs no layer with any other')
+
+    def _average(self, errors: list[Tensor]) -> Tensor:
+        """The loss of all pairs, kept for the log."""
+        errors = torch.stack(errors)
+        self._errors = errors.detach()
+        return self.loss_weight * errors.mean()
+
+    def layer_statistics(self) -> dict[str, Mapping[str, Tensor]]:
+        """See :meth:`DistillLoss.layer_statistics`."""
+        if self._errors is None:
+            return {}
+        return {'errors': {'pairs': self._errors}}
+
+
+@MODELS.register_module()
+class LayerMatchLoss(LayerPairLoss):
+    """:func:`normalised_mse` of the patch tokens of paired layers.
+
+    Args:
+        **kwargs: See :class:`LayerPairLoss`.
+    """
 
     def forward(
-        self,
-        student: list[TapRecord],
-        teacher: Union[Tensor, list[Tensor]],
+        self, student: list[TokenRecord], teacher: list[TokenRecord]
     ) -> Tensor:
         """Computes the loss.
 
         Args:
-            student (list[TapRecord]): Calibrated taps (B, L, C) of all
-                layers and directions.
-            teacher (Tensor | list[Tensor]): Patch tokens (B, L, C) in raster
-                order, one tensor or one per recorded layer, the last layer
-                last.
+            student (list[TokenRecord]): Records (B, L, C) of all layers, as
+                wide as the teacher's. Those on another grid are
+                interpolated.
+            teacher (list[TokenRecord]): Records of all layers.
 
         Returns:
             Tensor: Scalar.
-
-        Raises:
-            ValueError: If tokens cannot be aligned or ``teacher_layers``
-                does not fit what was recorded.
         """
-        teacher = teacher if isinstance(teacher, list) else [teacher]
-        num_layers = 1 + max(record.layer for record in student)
-        targets = self._targets(num_layers, len(teacher))
-        unit = {
-            index: F.normalize(teacher[index].detach().float(), dim=-1)
-            for index in set(targets)
-        }
-        permuted: dict[tuple, Tensor] = {}
-        by_direction: dict[str, list[Tensor]] = {}
-        for record in student:
-            index = targets[record.layer]
-            key = (index, record.direction, record.grid)
-            if key not in permuted:
-                self._check_alignment(record, unit[index])
-                permuted[key] = reorder(unit[index], record.order())
-            cosine = _cosine_to_unit(record.tokens, permuted[key])
-            by_direction.setdefault(record.direction, []).append(cosine)
-        self.similarities, self.weights = {}, {}
-        total = 0.0
-        for direction, values in by_direction.items():
-            similarity = torch.stack(values)
-            # Those of the global batch, see the class; no-op in one process.
-            shared = similarity.detach().clone()
-            all_reduce(shared, op='mean')
-            weight = self._weigh(shared)
-            total = total + (weight * (1 - similarity)).sum()
-            self.similarities[direction] = shared
-            self.weights[direction] = weight
-        return self.loss_weight * total
-
-    def _targets(self, num_layers: int, num_teacher: int) -> list[int]:
-        """Index of the recorded teacher layer for each student layer."""
-        if self.teacher_layers == 'last':
-            return [num_teacher - 1] * num_layers
-        if self.teacher_layers == 'uniform':
-            if num_teacher == 1:
-                raise ValueError(
-                    "teacher_layers='uniform' needs all teacher layers: "
-                    'record them with source='
-                    r"r'backbone\.layers\.\d+|backbone\.ln1'"
-                )
-            step = num_teacher / num_layers
-            return [
-                max(int((i + 1) * step + 0.5) - 1, 0)
-                for i in range(num_layers)
-            ]
-        targets = [int(index) for index in self.teacher_layers]
-        if len(targets) != num_layers or not all(
-            -num_teacher <= index < num_teacher for index in targets
-        ):
-            raise ValueError(
-                f'teacher_layers {targets} needs one index below '
-                f'{num_teacher} (recorded teacher layers) for each of the '
-                f'{num_layers} student layers'
-            )
-        return [index % num_teacher for index in targets]
-
-    @staticmethod
-    def _check_alignment(record: TapRecord, target: Tensor) -> None:
-        if record.tokens.shape[:2] != target.shape[:2]:
-            grid = 'x'.join(map(str, record.grid))
-            raise ValueError(
-                f'student layer {record.layer} has {record.tokens.shape[1]} '
-                f'tokens (grid {grid}), the teacher has {target.shape[1]} '
-                f'patch tokens: they cannot be aligned. Record the teacher '
-                f'with transmamba.PatchTokens (it drops class tokens); if '
-                f"the grids differ, set FeatureCalibration's grid=(h, w) to "
-                f"the teacher's"
-            )
-        if record.tokens.shape[2] != target.shape[2]:
-            raise ValueError(
-                f'calibrated student tokens have {record.tokens.shape[2]} '
-                f'channels, the teacher {target.shape[2]}: set '
-                f"FeatureCalibration's out_channels to the teacher's width"
-            )
-
-    def _weigh(self, similarity: Tensor) -> Tensor:
-        """Weights over the layers (layers,), from detached similarities."""
-        if self.weighting == 'uniform':
-            return torch.full_like(similarity, 1 / similarity.numel())
-        if self.weighting == 'softmax':
-            return torch.softmax(-similarity / self.tau, dim=0)
-        clamped = similarity.clamp(min=_MIN_SIMILARITY)
-        return torch.softmax(clamped.sum() / (self.tau * clamped), dim=0)
-
-    def statistics(self) -> dict[str, Tensor]:
-        """Scalars of the last call for the log, over all directions."""
-        similarity = torch.cat(list(self.similarities.values()))
-        weight = torch.cat(list(self.weights.values()))
-        return dict(
-            sim_min=similarity.min(),
-            sim_max=similarity.max(),
-            w_max=weight.max(),
-        )
-
-
-class _CosineToUnit(torch.autograd.Function):
-    """Mean cosine to unit vectors; plain autograd makes five more passes."""
-
-    @staticmethod
-    def forward(ctx, tokens: Tensor, unit: Tensor) -> Tensor:
-        scale = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
-        scale = scale.clamp_(min=1e-8).reciprocal_()
-        cosine = (tokens * unit).sum(-1, keepdim=True).mul_(scale)
-        ctx.save_for_backward(tokens, unit, scale, cosine)
-        return cosine.mean()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        tokens, unit, scale, cosine = ctx.saved_tensors
-        # d cos / d x = (t - cos * x / |x|) / |x|
-        scale = scale * (grad / cosine.numel())
-        result = unit * scale
-        scale = scale.mul_(cosine).mul_(ctx.saved_tensors[2])
-        return result.addcmul_(tokens, scale, value=-1), None
-
-
-def _cosine_to_unit(tokens: Tensor, unit: Tensor) -> Tensor:
-    """Mean cosine over batch and tokens, in float32, to unit vectors."""
-    return _CosineToUnit.apply(tokens.float(), unit)
+        errors = []
+        for layer, source in self.pairs.items():
+            target = teacher[source]
+            tokens = student[layer].resized(target.grid).tokens
+            errors.append(normalised_mse(tokens, target.tokens))
+        return self._average(errors)

@@ -7,45 +7,86 @@ directions, in one record. They attach their hooks for the recorded pass only.
 """
 
 import re
-from typing import Any, Optional
+from abc import abstractmethod
+from typing import Any, Optional, Union
 
 import torch
 from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
 from torch import Tensor, nn
 
-from transmamba_mm.models import MambaBackbone, find_mamba_backbone
-from transmamba_mm.models.class_tokens import split_class_tokens
+from transmamba_mm.contract import (
+    GridStudent,
+    Student,
+    TapRecord,
+    Teacher,
+    TeacherError,
+    find_student,
+)
+from transmamba_mm.contract.sites import LAYERS, TOKENS, Captured
 from transmamba_mm.registry import TASK_UTILS
 
-from .records import TapRecord
 
+class ModulesRecorder(BaseRecorder):
+    """Watches several modules during one forward pass.
 
-def _extra_tokens_of(model: nn.Module, path: str) -> Optional[int]:
-    """Class tokens declared by the module at ``path`` or above it."""
-    parts = path.split('.')
-    for end in range(len(parts), -1, -1):
-        module = model.get_submodule('.'.join(parts[:end]))
-        for attribute in ('num_extra_tokens', 'num_prefix_tokens'):
-            value = getattr(module, attribute, None)
-            if isinstance(value, int):
-                return value
-    return None
+    Args:
+        source (str): What is recorded, for messages.
 
+    Raises:
+        ValueError: If a module did not run exactly once.
+    """
 
-def _last_layer_and_norm(model: nn.Module, names: list[str]) -> bool:
-    """Whether the names end with the last layer and the norm after it."""
-    stems = [re.sub(r'\d+', '#', name) for name in names]
-    if len(set(stems)) != 2 or stems.count(stems[-1]) != 1:
-        return False
-    parent, _, index = names[-2].rpartition('.')
-    *_, last = (
-        name for name, _ in model.get_submodule(parent).named_children()
-    )
-    return index == last and index.isdigit()
+    def __init__(self, source: str) -> None:
+        super().__init__(source)
+        self._modules: dict[str, nn.Module] = {}
+        self._seen: dict[str, list[Captured]] = {}
+        self._handles: list[Any] = []
+
+    @abstractmethod
+    def _collect(self, seen: dict[str, Captured]) -> Any:
+        """Makes the record of what was seen."""
+
+    def _keep(self, name: str, inputs: tuple, output: Any) -> None:
+        self._seen.setdefault(name, []).append(Captured(inputs, output))
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._seen = {}
+        for name, module in self._modules.items():
+            self._handles.append(
+                module.register_forward_hook(
+                    lambda _, inputs, output, name=name: self._keep(
+                        name, inputs, output
+                    )
+                )
+            )
+
+    def __exit__(self, exc_type, exc_value, traceback) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if exc_type is not None:
+            return
+        for name in self._modules:
+            runs = len(self._seen.get(name, ()))
+            if runs != 1:
+                raise ValueError(
+                    f'recorded module {name!r} ran {runs} times in one '
+                    f'forward pass instead of once'
+                )
+        once = {name: self._seen[name][0] for name in self._modules}
+        self._seen = {}
+        self._data_buffer.append(self._collect(once))
+
+    def reset_data_buffer(self) -> None:
+        """Forgets all records, and with them the graph they hold."""
+        super().reset_data_buffer()
+        self._seen = {}
 
 
 @TASK_UTILS.register_module()
-class LayerwiseOutputsRecorder(BaseRecorder):
+class LayerwiseOutputsRecorder(ModulesRecorder):
     r"""Records the outputs of all modules that match a pattern.
 
     The record is a list of outputs in module order. Written in configs
@@ -53,18 +94,12 @@ class LayerwiseOutputsRecorder(BaseRecorder):
 
     Args:
         source (str): Regular expression that must match a module's name in
-            full, e.g. ``r'backbone\\.layers\\.\\d+'``.
+            full, e.g. ``r'backbone\\.layers\\.\d+'``.
 
     Raises:
         ValueError: If no module matches (when the recorder is initialised),
             or if a module did not run exactly once (when it is read).
     """
-
-    def __init__(self, source: str) -> None:
-        super().__init__(source)
-        self._modules: dict[str, nn.Module] = {}
-        self._outputs: dict[str, list[Any]] = {}
-        self._handles: list[Any] = []
 
     def prepare_from_model(self, model: Optional[nn.Module] = None) -> None:
         """Finds the modules."""
@@ -83,93 +118,155 @@ class LayerwiseOutputsRecorder(BaseRecorder):
                 f'for the whole module name; print(model) shows the names'
             )
 
-    def _keep(self, name: str, output: Any) -> None:
-        self._outputs.setdefault(name, []).append(output)
+    def _collect(self, seen: dict[str, Captured]) -> list[Any]:
+        return [output for _, output in seen.values()]
 
-    def __enter__(self) -> None:
-        super().__enter__()
-        self._outputs = {}
-        for name, module in self._modules.items():
-            self._handles.append(
-                module.register_forward_hook(
-                    lambda m, i, output, name=name: self._keep(name, output)
-                )
-            )
 
-    def __exit__(self, exc_type, exc_value, traceback) -> None:
-        super().__exit__(exc_type, exc_value, traceback)
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        if exc_type is None:
-            self._data_buffer.append(self._collect())
+class SiteRecorder(ModulesRecorder):
+    """Records a site of one side of the pair; see :mod:`.contract.sites`.
 
-    def _collect(self) -> list[Any]:
-        for name in self._modules:
-            runs = len(self._outputs.get(name, ()))
-            if runs != 1:
-                raise ValueError(
-                    f'recorded module {name!r} ran {runs} times in one '
-                    f'forward pass instead of once'
-                )
-        return [self._outputs[name][0] for name in self._modules]
+    Args:
+        site (str): The site, e.g. ``'layers'``.
+        backbone (str, optional): Name of the student's or teacher's module,
+            for models that hold several. Defaults to None, the only one.
 
-    def reset_data_buffer(self) -> None:
-        """Forgets all records, and with them the graph they hold."""
-        super().reset_data_buffer()
-        self._outputs = {}
+    Raises:
+        ValueError: If there is no such site.
+    """
+
+    def __init__(self, site: str, backbone: Optional[str] = None) -> None:
+        super().__init__(source=site)
+        self.backbone = backbone
+        self._side: Union[Student, Teacher, None] = None
+
+    @abstractmethod
+    def _look_at(self, model: nn.Module) -> Union[Student, Teacher]:
+        """The recorded side of the pair inside a model."""
+
+    def prepare_from_model(self, model: Optional[nn.Module] = None) -> None:
+        """Finds the modules of the site."""
+        self._side = self._look_at(model)
+        self._modules = self._side.modules_of(self.source)
+
+    def _collect(self, seen: dict[str, Captured]) -> Any:
+        return self._side.record(self.source, seen)
+
+
+@TASK_UTILS.register_module()
+class StudentSiteRecorder(SiteRecorder):
+    """:class:`SiteRecorder` of a student: ``type='transmamba.StudentSite'``.
+
+    Args:
+        site (str): See :class:`SiteRecorder`.
+        backbone (str, optional): See :class:`SiteRecorder`.
+    """
+
+    def _look_at(self, model: nn.Module) -> Student:
+        return Student(model, self.backbone)
+
+
+@TASK_UTILS.register_module()
+class TeacherSiteRecorder(SiteRecorder):
+    """:class:`SiteRecorder` of a teacher: ``type='transmamba.TeacherSite'``.
+
+    Args:
+        site (str): See :class:`SiteRecorder`.
+        backbone (str, optional): See :class:`SiteRecorder`.
+    """
+
+    def _look_at(self, model: nn.Module) -> Teacher:
+        return Teacher(model, self.backbone)
 
 
 @TASK_UTILS.register_module()
 class PatchTokensRecorder(LayerwiseOutputsRecorder):
     r"""Records a Transformer's patch tokens, class tokens cut off.
 
-    The record is a list of (B, L, C), one per matching module in module
-    order; with the default source it has one entry, the teacher's last layer
-    after its final norm. In configs ``type='transmamba.PatchTokens'``.
+    The record is a list of (B, L, C), one per layer; by default it has one
+    entry, the teacher's last layer after its final norm. In configs
+    ``type='transmamba.PatchTokens'``.
 
     Args:
-        source (str): Regular expression of the modules. Defaults to
-            ``r'backbone\\.ln1'``, the final norm of mmpretrain's ViTs. All
-            layers, for ``teacher_layers='uniform'``, are
-            ``r'backbone\\.layers\\.\\d+|backbone\\.ln1'``: the final norm
-            then replaces the last layer, whose output it normalises.
+        source (str, optional): Regular expression of the modules, for
+            teachers that are none of
+            :data:`~transmamba_mm.contract.FAMILIES`. Where it matches the
+            layers and the final norm after them, the norm replaces the last
+            layer, whose output it normalises. Defaults to None: the layers
+            that the teacher's family tells of.
         num_extra_tokens (int, optional): Leading tokens to drop. Defaults to
-            None: read from ``num_extra_tokens`` (mmpretrain) or
-            ``num_prefix_tokens`` (timm) of the module around the source.
+            None, as many as the teacher's family tells of.
+        layers (str): ``'last'`` or ``'all'``, without a ``source``. Defaults
+            to ``'last'``.
+        backbone (str, optional): Name of the teacher's module, for models
+            that hold several. Defaults to None, the only one.
 
     Raises:
-        ValueError: If nothing matches or the number of class tokens is
-            unknown.
+        ValueError: If ``layers`` is unknown, nothing matches, or the number
+            of class tokens is unknown.
     """
 
     def __init__(
         self,
-        source: str = r'backbone\.ln1',
+        source: Optional[str] = None,
         num_extra_tokens: Optional[int] = None,
+        layers: str = 'last',
+        backbone: Optional[str] = None,
     ) -> None:
-        super().__init__(source)
+        super().__init__(source or 'patch tokens')
+        if layers not in ('last', 'all'):
+            raise ValueError(f"layers must be 'last' or 'all', got {layers!r}")
         self.num_extra_tokens = num_extra_tokens
+        self.backbone = backbone
+        self._site = LAYERS if layers == 'all' else TOKENS
+        self._by_family = source is None
+        self._teacher: Optional[Teacher] = None
         self._norm_replaces_last = False
 
     def prepare_from_model(self, model: Optional[nn.Module] = None) -> None:
         """Finds the modules and the number of class tokens."""
+        if self._by_family:
+            self._teacher = Teacher(model, self.backbone)
+            self._modules = self._teacher.modules_of(self._site)
+            return
         super().prepare_from_model(model)
         names = list(self._modules)
-        if self.num_extra_tokens is None:
-            self.num_extra_tokens = _extra_tokens_of(model, names[0])
-        if self.num_extra_tokens is None:
+        self._norm_replaces_last = _last_layer_and_norm(model, names)
+        if self.num_extra_tokens is not None:
+            return
+        try:
+            teacher = Teacher(model, self.backbone)
+        except TeacherError as error:
             raise ValueError(
                 f'cannot tell how many class tokens precede the patches at '
                 f'{names[0]!r}: set num_extra_tokens of this recorder'
-            )
-        self._norm_replaces_last = _last_layer_and_norm(model, names)
+            ) from error
+        self.num_extra_tokens = teacher.num_extra_tokens
 
-    def _collect(self) -> list[Tensor]:
-        outputs = super()._collect()
+    def _collect(self, seen: dict[str, Captured]) -> list[Tensor]:
+        if self._by_family:
+            records = self._teacher.record(self._site, seen)
+            if self._site == LAYERS:
+                records[-1] = self._teacher.normalise(records[-1])
+            if self.num_extra_tokens is None:
+                return [record.tokens for record in records]
+            outputs = [torch.cat([x.classes, x.tokens], 1) for x in records]
+            return [out[:, self.num_extra_tokens :] for out in outputs]
+        outputs = super()._collect(seen)
         if self._norm_replaces_last:
             del outputs[-2]
         return [out[:, self.num_extra_tokens :] for out in outputs]
+
+
+def _last_layer_and_norm(model: nn.Module, names: list[str]) -> bool:
+    """Whether the names end with the last layer and the norm after it."""
+    stems = [re.sub(r'\d+', '#', name) for name in names]
+    if len(set(stems)) != 2 or stems.count(stems[-1]) != 1:
+        return False
+    parent, _, index = names[-2].rpartition('.')
+    *_, last = (
+        name for name, _ in model.get_submodule(parent).named_children()
+    )
+    return index == last and index.isdigit()
 
 
 @TASK_UTILS.register_module()
@@ -177,9 +274,9 @@ class DirectionTapsRecorder(BaseRecorder):
     """Records every layer and scan direction of a student.
 
     The record is a list of
-    :class:`~transmamba_mm.distill.records.TapRecord`, layer by layer. What
+    :class:`~transmamba_mm.contract.TapRecord`, layer by layer. What
     there is to record is read from the student's
-    :class:`~transmamba_mm.models.MambaBackbone`, so the same config serves
+    :class:`~transmamba_mm.contract.GridStudent`, so the same config serves
     every student. In configs ``type='transmamba.DirectionTaps'``.
 
     Args:
@@ -191,6 +288,8 @@ class DirectionTapsRecorder(BaseRecorder):
             None, all of the student's. Give a subset to
             ``FeatureCalibration`` as well, lest it builds MLPs that are
             never used.
+        backbone (str, optional): Name of the student's module, for models
+            that hold several. Defaults to None, the only one.
 
     Raises:
         ValueError: If ``tap`` or a direction does not exist.
@@ -203,7 +302,10 @@ class DirectionTapsRecorder(BaseRecorder):
     TAPS = ('out', 'inner', 'residual')
 
     def __init__(
-        self, tap: str = 'out', directions: Optional[list[str]] = None
+        self,
+        tap: str = 'out',
+        directions: Optional[list[str]] = None,
+        backbone: Optional[str] = None,
     ) -> None:
         super().__init__(source='student taps')
         if tap not in self.TAPS:
@@ -212,7 +314,8 @@ class DirectionTapsRecorder(BaseRecorder):
             )
         self.tap = tap
         self.directions = directions
-        self._backbone: Optional[MambaBackbone] = None
+        self.backbone = backbone
+        self._backbone: Optional[GridStudent] = None
         self._handles: list[Any] = []
         self._seen: list[tuple[int, str, Tensor, tuple]] = []
         self._with_grad = False
@@ -220,7 +323,7 @@ class DirectionTapsRecorder(BaseRecorder):
 
     def prepare_from_model(self, model: Optional[nn.Module] = None) -> None:
         """Finds the student backbone and checks the directions."""
-        self._backbone = find_mamba_backbone(model)
+        self._backbone = find_student(model, self.backbone)
         known = self._backbone.directions
         unknown = set(self.directions or ()) - set(known)
         if unknown:
@@ -286,9 +389,7 @@ class DirectionTapsRecorder(BaseRecorder):
 
         record = TapRecord(layer, direction, tokens, grid, scan_order)
         if self.tap == 'residual':
-            _, stream = split_class_tokens(
-                self._block_inputs[layer], backbone.class_token_slots(*grid)
-            )
+            _, stream = backbone.split(self._block_inputs[layer], grid)
             if stream.shape[1] != tokens.shape[1]:
                 raise ValueError(
                     f"tap='residual' supports students without class tokens, "

@@ -5,7 +5,6 @@ from .backbones import (
     VideoMamba,
     VisionMamba,
     VMamba,
-    find_mamba_backbone,
 )
 from .necks import ClipDecoders
 
@@ -16,5 +15,4 @@ __all__ = [
     'VMamba',
     'VideoMamba',
     'VisionMamba',
-    'find_mamba_backbone',
 ]

@@ -13,13 +13,14 @@ from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import Tensor, nn
 
 from transmamba_mm.checkpoints import read_state_dict
+from transmamba_mm.contract import TeacherWeights, read_teacher
+from transmamba_mm.contract.layer_map import LayerMap
 from transmamba_mm.registry import HOOKS, MODELS
 
-from .families import TransferError, read_teacher
 from .importance import collect_activations
-from .plan import TransferPlan
+from .plan import TransferError, TransferPlan
 from .ssm import build_ssm_source
-from .subclone import LayerMap, Subcloner
+from .subclone import Subcloner
 
 
 def _already_initialised() -> None:
@@ -74,10 +75,16 @@ class SubcloneInitializer(Hook):
         num_batches (int): Training batches for ``importance='activation'``.
             Defaults to 8.
         seed (int): Seed of every random choice made here. Defaults to 0.
+        student_backbone (str, optional): Name of the student's module in
+            its model, for models that hold several, e.g. an image and a
+            text tower. Defaults to None, the only one.
+        teacher_backbone (str, optional): Likewise of the Transformer's, in
+            its model or checkpoint. Defaults to None.
 
     Raises:
-        TransferError: If no teacher is given or recognised, nothing can be
-            copied, or an option is not supported.
+        TransferError: If no teacher is given, nothing can be copied, or an
+            option is not supported.
+        TeacherError: If no teacher is recognised.
         FileNotFoundError: If a checkpoint does not exist.
     """
 
@@ -98,6 +105,8 @@ class SubcloneInitializer(Hook):
         teacher: Optional[dict] = None,
         num_batches: int = 8,
         seed: int = 0,
+        student_backbone: Optional[str] = None,
+        teacher_backbone: Optional[str] = None,
     ) -> None:
         self.teacher_ckpt = teacher_ckpt
         self.reference_ckpt = reference_ckpt
@@ -111,6 +120,8 @@ class SubcloneInitializer(Hook):
         self.teacher = teacher
         self.num_batches = num_batches
         self.seed = seed
+        self.student_backbone = student_backbone
+        self.teacher_backbone = teacher_backbone
         self.plan: Optional[TransferPlan] = None
 
     def before_run(self, runner: Runner) -> None:
@@ -165,10 +176,10 @@ class SubcloneInitializer(Hook):
             ssm_weights = read_state_dict(self.ssm_from)
         reference = None
         if self.reference_ckpt is not None:
-            reference = read_teacher(read_state_dict(self.reference_ckpt))
+            reference = self._read(read_state_dict(self.reference_ckpt))
         return Subcloner(
             student,
-            read_teacher(self._teacher_state(model)),
+            self._read(self._teacher_state(model)),
             importance=self.importance,
             reference=reference,
             activations=self._activations(model, student, dataloader),
@@ -183,7 +194,11 @@ class SubcloneInitializer(Hook):
                 seed=self.seed,
             ),
             seed=self.seed,
+            student_backbone=self.student_backbone,
         ).plan()
+
+    def _read(self, state: dict) -> TeacherWeights:
+        return read_teacher(state, self.teacher_backbone)
 
     def _teacher_state(self, model: nn.Module) -> dict:
         if self.teacher_ckpt is not None:
@@ -212,4 +227,4 @@ class SubcloneInitializer(Hook):
         if teacher is None or dataloader is None:
             return None
         batches = _calibration_batches(student, dataloader, self.num_batches)
-        return collect_activations(teacher, batches)
+        return collect_activations(teacher, batches, self.teacher_backbone)

@@ -14,8 +14,16 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from .families import TeacherWeights, TransferError, read_teacher
-from .roles import AXES, HIDDEN, INNER, RESIDUAL, split_role
+from transmamba_mm.contract import Teacher, TeacherWeights
+from transmamba_mm.contract.roles import (
+    AXES,
+    HIDDEN,
+    INNER,
+    RESIDUAL,
+    split_role,
+)
+
+from .plan import TransferError
 
 #: Criteria of :func:`score_channels`.
 CRITERIA = ('least_changed', 'activation', 'magnitude', 'first', 'random')
@@ -142,13 +150,17 @@ def select(score: Tensor, size: int) -> Tensor:
 
 @torch.no_grad()
 def collect_activations(
-    model: nn.Module, batches: Iterable[Tensor]
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    backbone: Optional[str] = None,
 ) -> dict[str, Tensor]:
     """Mean absolute activation per channel of a teacher on calibration images.
 
     Args:
         model (nn.Module): The teacher; called as ``model(images)``.
         batches (Iterable[Tensor]): Image batches (B, 3, H, W), preprocessed.
+        backbone (str, optional): Name of the Transformer's module, for
+            models that hold several. Defaults to None, the only one.
 
     Returns:
         dict[str, Tensor]: Scores by axis name, for :func:`score_channels`.
@@ -156,8 +168,7 @@ def collect_activations(
     Raises:
         TransferError: If there is no batch.
     """
-    names = read_teacher(model.state_dict()).names
-    modules = dict(model.named_modules())
+    teacher = Teacher(model, backbone)
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = defaultdict(int)
     # What enters each of these is the activation of that axis.
@@ -179,10 +190,10 @@ def collect_activations(
         return hook
 
     handles: list = []
-    for role, key in names.items():
+    for role in teacher.roles:
         layer, kind = split_role(role)
         if kind in wanted:
-            module = modules[key.rsplit('.', 1)[0]]
+            module = teacher.module(role)
             name = axis_name(wanted[kind], layer)
             handles.append(module.register_forward_pre_hook(watch(name)))
     was_training = model.training

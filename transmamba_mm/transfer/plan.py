@@ -14,10 +14,12 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from .families import TransferError
-
 #: Rules that take values from the teacher or from a pretrained Mamba.
 COPYING_RULES = ('copy', 'select', 'resize', 'leading', 'ssm', 'attention')
+
+
+class TransferError(ValueError):
+    """Weights cannot be transferred as asked."""
 
 
 @dataclass

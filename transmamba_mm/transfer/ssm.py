@@ -8,40 +8,15 @@ the ``x`` half of ``in_proj``, and the key and query projections become the
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Optional, Protocol
+from typing import Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from transmamba_mm.models import MambaBackbone
+from transmamba_mm.contract.roles import INNER, QKV, RESIDUAL, split_role
 
-from .families import TeacherWeights, TransferError
-from .plan import TransferEntry
-from .roles import INNER, QKV, RESIDUAL, split_role
-
-
-class Pairing(Protocol):
-    """Who is paired with whom, as a subcloner knows it.
-
-    Attributes:
-        student (nn.Module): The model with the student.
-        backbone (MambaBackbone): The student's backbone.
-        roles (dict[str, str]): Roles of the student's parameters by name.
-        teacher (TeacherWeights): The teacher's weights by role.
-    """
-
-    student: nn.Module
-    backbone: MambaBackbone
-    roles: Mapping[str, str]
-    teacher: TeacherWeights
-
-    def source_layer(
-        self, layer: Optional[int]
-    ) -> tuple[Optional[int], Optional[str]]:
-        """Teacher layer for a student layer, or why there is none."""
-
-    def indices(self, axis: str, layer: Optional[int], size: int) -> Tensor:
-        """The teacher's channels that a narrower student takes."""
+from .pairing import Pairing
+from .plan import TransferEntry, TransferError
 
 
 class SSMSource:
@@ -76,15 +51,13 @@ class SSMSource:
         """What to call this source in a plan."""
         return 'fresh'
 
-    def fill(
-        self, entry: TransferEntry, role: str, subcloner: Pairing
-    ) -> None:
+    def fill(self, entry: TransferEntry, role: str, pairing: Pairing) -> None:
         """Decides rule and value of one SSM parameter.
 
         Args:
             entry (TransferEntry): The entry to complete.
             role (str): ``layers.<i>.ssm.<name>``.
-            subcloner (Pairing): Gives the teacher and the index sets.
+            pairing (Pairing): Gives the teacher and the index sets.
         """
         kind = split_role(role)[1]
         if self.conv_init == 'normal' and kind == 'ssm.conv.weight':
@@ -124,9 +97,7 @@ class PretrainedSSM(SSMSource):
         """What to call this source in a plan."""
         return 'pretrained Mamba'
 
-    def fill(
-        self, entry: TransferEntry, role: str, subcloner: Pairing
-    ) -> None:
+    def fill(self, entry: TransferEntry, role: str, pairing: Pairing) -> None:
         """Copies the parameter of the same name and shape."""
         name = entry.name.split('backbone.', 1)[-1]
         for key, value in self.state_dict.items():
@@ -138,7 +109,7 @@ class PretrainedSSM(SSMSource):
                         f'SSM; the pretrained one is {tuple(value.shape)}'
                     )
                 break
-        super().fill(entry, role, subcloner)
+        super().fill(entry, role, pairing)
 
     def check(self, entries: Sequence[TransferEntry]) -> None:
         """Refuses a pretrained Mamba that fits no parameter.
@@ -173,26 +144,24 @@ class AttentionSSM(SSMSource):
         """What to call this source in a plan."""
         return 'attention'
 
-    def fill(
-        self, entry: TransferEntry, role: str, subcloner: Pairing
-    ) -> None:
+    def fill(self, entry: TransferEntry, role: str, pairing: Pairing) -> None:
         """Fills ``in_proj`` and ``x_proj``; all else stays fresh."""
         layer, kind = split_role(role)
-        source, reason = subcloner.source_layer(layer)
-        qkv = subcloner.teacher.tensors.get(f'layers.{source}.{QKV}.weight')
+        source, reason = pairing.source_layer(layer)
+        qkv = pairing.teacher.tensors.get(f'layers.{source}.{QKV}.weight')
         wanted = ('ssm.in_proj.weight', 'ssm.in_proj.bias')
         if reason:
             entry.note = reason
         elif kind == 'ssm.x_proj.weight':
-            self._fill_x_proj(entry, layer, source, qkv, subcloner)
+            self._fill_x_proj(entry, layer, source, qkv, pairing)
         elif kind in wanted:
-            self._fill_in_proj(entry, layer, source, kind, subcloner)
-        super().fill(entry, role, subcloner)
+            self._fill_in_proj(entry, layer, source, kind, pairing)
+        super().fill(entry, role, pairing)
 
     @staticmethod
     def _value_rows(d_inner: int, source: int, sub: Pairing) -> Tensor:
         """Attention channels behind the ``d_inner`` channels of ``x``."""
-        width = sub.teacher.embed_dims
+        width = sub.teacher.layer_dims[source]
         if d_inner < width:
             return sub.indices(INNER, source, d_inner)
         return torch.arange(d_inner) % width

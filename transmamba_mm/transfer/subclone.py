@@ -6,125 +6,38 @@ is copied. A narrower student takes one subset of the residual channels for
 the whole network, and one subset of hidden channels per FFN.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Optional, Union
+from collections.abc import Mapping
+from typing import Optional
 
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
-from transmamba_mm.models import MambaBackbone, find_mamba_backbone
-from transmamba_mm.models.class_tokens import join_class_tokens
-from transmamba_mm.models.layers.patch_embed import inflated
-
-from .families import TeacherWeights, TransferError
-from .importance import axis_name, score_channels, select
-from .plan import TransferEntry, TransferPlan
-from .roles import (
+from transmamba_mm.contract import TeacherWeights
+from transmamba_mm.contract.class_tokens import join_class_tokens
+from transmamba_mm.contract.layer_map import LayerMap
+from transmamba_mm.contract.roles import (
     AXES,
     HIDDEN,
     INNER,
     KEEP,
     RESIDUAL,
     TOKEN,
+    inflated,
     is_ssm,
     split_role,
 )
+
+from .pairing import Pairing
+from .plan import TransferEntry, TransferError, TransferPlan
 from .ssm import SSMSource
-
-LayerMap = Union[str, Sequence[Optional[int]]]
-
-
-def resolve_layer_map(
-    layer_map: LayerMap, num_student: int, num_teacher: int
-) -> list[Optional[int]]:
-    """The teacher layer that each student layer is initialised from.
-
-    Args:
-        layer_map (str | Sequence[int | None]): ``'uniform'`` spreads the
-            student's layers evenly over the teacher's, first and last
-            included; ``'first_n'`` pairs them one to one and leaves surplus
-            student layers fresh; or one teacher layer (None for fresh) per
-            student layer.
-        num_student (int): Student layers.
-        num_teacher (int): Teacher layers.
-
-    Returns:
-        list[int | None]: One entry per student layer.
-
-    Raises:
-        TransferError: If the map does not fit the two depths.
-    """
-    if layer_map == 'uniform':
-        if num_student == 1:
-            return [num_teacher - 1]
-        step = (num_teacher - 1) / (num_student - 1)
-        return [int(i * step + 0.5) for i in range(num_student)]
-    if layer_map == 'first_n':
-        return [i if i < num_teacher else None for i in range(num_student)]
-    if isinstance(layer_map, str):
-        raise TransferError(
-            f"layer_map must be 'uniform', 'first_n' or a list, got "
-            f'{layer_map!r}'
-        )
-    resolved = list(layer_map)
-    if len(resolved) != num_student or not all(
-        index is None or 0 <= index < num_teacher for index in resolved
-    ):
-        raise TransferError(
-            f'layer_map {resolved} needs one teacher layer in '
-            f'0..{num_teacher - 1}, or None, for each of the {num_student} '
-            f'student layers'
-        )
-    return resolved
-
-
-def student_roles(
-    student: nn.Module,
-) -> tuple[MambaBackbone, dict[str, str]]:
-    """Roles of a whole student: its backbone's, and its head's.
-
-    The head is the last Linear below ``student.head``.
-
-    Returns:
-        tuple[MambaBackbone, dict[str, str]]: The backbone, and the role of
-        each parameter by its full name.
-    """
-    backbone = find_mamba_backbone(student)
-    prefix = next(
-        f'{name}.' if name else ''
-        for name, module in student.named_modules()
-        if module is backbone
-    )
-    roles = {
-        prefix + name: role for name, role in backbone.param_roles().items()
-    }
-    head = getattr(student, 'head', None)
-    if isinstance(head, nn.Module):
-        linears = [
-            name
-            for name, module in head.named_modules()
-            if isinstance(module, nn.Linear)
-        ]
-        if linears:
-            path = f'head.{linears[-1]}' if linears[-1] else 'head'
-            roles[f'{path}.weight'] = 'head.weight'
-            roles[f'{path}.bias'] = 'head.bias'
-    return backbone, roles
-
-
-def _summarise(index: Tensor, total: int) -> str:
-    shown = index.tolist()
-    if len(shown) > 12:
-        shown = [*shown[:6], '...', *shown[-3:]]
-    return f'{index.numel()} of {total} [{" ".join(map(str, shown))}]'
 
 
 class Subcloner:
     """Pairs the parameters of one student with one teacher.
 
     Args:
-        student (nn.Module): A model that holds one
-            :class:`~transmamba_mm.models.MambaBackbone`.
+        student (nn.Module): A model that holds a
+            :class:`~transmamba_mm.contract.MambaStudent`.
         teacher (TeacherWeights): The teacher's tensors by role.
         importance (str): How a narrower student chooses channels; see
             :func:`~transmamba_mm.transfer.importance.score_channels`.
@@ -132,8 +45,9 @@ class Subcloner:
             ``'least_changed'``, as in the paper.
         reference (TeacherWeights, optional): See there.
         activations (Mapping[str, Tensor], optional): See there.
-        layer_map (str | Sequence): See :func:`resolve_layer_map`. Defaults
-            to ``'uniform'``.
+        layer_map (str | Sequence): See
+            :func:`~transmamba_mm.contract.layer_map.resolve_layer_map`.
+            Defaults to ``'uniform'``.
         early_layers (int, optional): Copy the teacher into the first ``n``
             student layers only (version 2 of the paper). Defaults to None,
             all layers.
@@ -143,6 +57,8 @@ class Subcloner:
         ssm (SSMSource, optional): Where SSM parameters come from. Defaults
             to fresh ones.
         seed (int): Seed of ``importance='random'``. Defaults to 0.
+        student_backbone (str, optional): Name of the student's module, for
+            models that hold several. Defaults to None, the only one.
 
     Raises:
         TransferError: If the student is wider than the teacher and ``widen``
@@ -162,114 +78,69 @@ class Subcloner:
         widen: Optional[str] = None,
         ssm: Optional[SSMSource] = None,
         seed: int = 0,
+        student_backbone: Optional[str] = None,
     ) -> None:
         if widen not in (None, 'leading'):
             raise TransferError(
                 f"widen must be None or 'leading', got {widen!r}"
             )
-        self.student = student
-        self.teacher = teacher
-        self.backbone, self.roles = student_roles(student)
         self.importance = importance
-        self.early_layers = early_layers
         self.widen = widen
         self.ssm = ssm or SSMSource()
-        self.layers = resolve_layer_map(
-            layer_map, self.backbone.num_layers, teacher.num_layers
+        self.pairing = Pairing(
+            student,
+            teacher,
+            importance,
+            reference,
+            activations,
+            seed,
+            layer_map,
+            early_layers,
+            widen,
+            student_backbone,
         )
-        self._scores: Optional[dict[str, Tensor]] = None
-        self._score_args = (importance, reference, activations, seed)
-        self._selected: dict[tuple[str, int], Tensor] = {}
-        self.selections: dict[str, str] = {}
-        self._check_width()
-
-    def _check_width(self) -> None:
-        widest, teacher = max(self.backbone.layer_dims), self.teacher
-        if widest > teacher.embed_dims and self.widen is None:
-            raise TransferError(
-                f'the student ({widest} channels) is wider than the teacher '
-                f'({teacher.embed_dims}): choose a narrower student or a '
-                f"wider teacher, or set widen='leading' to fill the first "
-                f'{teacher.embed_dims} channels'
-            )
-
-    # -------------------------------------------------------- index sets
-
-    def indices(self, axis: str, layer: Optional[int], size: int) -> Tensor:
-        """The teacher channels that an axis of ``size`` channels keeps.
-
-        Args:
-            axis (str): ``'residual'``, ``'hidden'`` or ``'inner'``.
-            layer (int | None): Teacher layer, for the per-layer axes.
-            size (int): Student channels, at most the teacher's.
-
-        Returns:
-            Tensor: LongTensor (size,), ascending.
-        """
-        name = axis_name(axis, layer)
-        if (name, size) not in self._selected:
-            if self._scores is None:
-                self._scores = score_channels(self.teacher, *self._score_args)
-            score = self._scores[name]
-            index = select(score, size)
-            self._selected[name, size] = index
-            label = f'{name} ({size})' if name in self.selections else name
-            self.selections[label] = _summarise(index, score.numel())
-        return self._selected[name, size]
-
-    # ------------------------------------------------------- the entries
 
     def plan(self) -> TransferPlan:
         """Pairs every student parameter and returns the plan."""
         entries = []
-        for name, parameter in self.student.named_parameters():
+        for name, parameter in self.pairing.student.named_parameters():
             entry = TransferEntry(name, tuple(parameter.shape))
-            role = self.roles.get(name)
+            role = self.pairing.roles.get(name)
             if role is None:
                 entry.note = 'no role in the transfer'
             elif is_ssm(role):
-                self.ssm.fill(entry, role, self)
+                self.ssm.fill(entry, role, self.pairing)
             else:
                 self._fill(entry, role)
             entries.append(entry)
         self._drop_orphan_biases(entries)
         for entry in entries:
-            role = self.roles.get(entry.name, '')
+            role = self.pairing.roles.get(entry.name, '')
             if entry.value is None and 'mixer_out.' in role:
                 # No attention projection fits: a pretrained Mamba's may.
-                self.ssm.fill(entry, role, self)
+                self.ssm.fill(entry, role, self.pairing)
         self.ssm.check(entries)
         settings = dict(
-            teacher_family=self.teacher.family,
-            importance=self.importance if self._selected else 'not needed',
-            layer_map=self.layers,
-            early_layers=self.early_layers,
+            teacher_family=self.pairing.teacher.family,
+            importance=self.importance
+            if self.pairing.selects
+            else 'not needed',
+            layer_map=self.pairing.layers,
+            early_layers=self.pairing.early_layers,
             widen=self.widen,
             ssm=self.ssm.describe(),
         )
-        return TransferPlan(entries, settings, dict(self.selections))
-
-    def source_layer(
-        self, layer: Optional[int]
-    ) -> tuple[Optional[int], Optional[str]]:
-        """Teacher layer for a student layer, or why there is none."""
-        if layer is None:
-            return None, None
-        if self.early_layers is not None and layer >= self.early_layers:
-            return None, f'beyond early_layers={self.early_layers}'
-        if self.layers[layer] is None:
-            return None, 'no teacher layer in layer_map'
-        return self.layers[layer], None
+        return TransferPlan(entries, settings, dict(self.pairing.selections))
 
     def _fill(self, entry: TransferEntry, role: str) -> None:
         """Decides rule and value of one parameter outside the SSM."""
         layer, kind = split_role(role)
-        source_layer, reason = self.source_layer(layer)
+        source_layer, reason = self.pairing.source_layer(layer)
         if reason:
             entry.note = reason
             return
         source = kind if layer is None else f'layers.{source_layer}.{kind}'
-        value = self.teacher.tensors.get(source)
+        value = self.pairing.teacher.tensors.get(source)
         if value is None:
             entry.note = 'the teacher has no counterpart'
             return
@@ -294,7 +165,7 @@ class Subcloner:
             if size == total:
                 continue
             if axis in (RESIDUAL, HIDDEN, INNER) and size < total:
-                chosen = self.indices(axis, source_layer, size)
+                chosen = self.pairing.indices(axis, source_layer, size)
                 value = value.index_select(dim, chosen)
                 rule = 'select' if rule == 'copy' else rule
                 notes.append(f'{axis} {size}/{total}')
@@ -308,7 +179,7 @@ class Subcloner:
                 )
                 return
         entry.rule, entry.note = rule, ', '.join(notes)
-        entry.source = self.teacher.names[source]
+        entry.source = self.pairing.teacher.names[source]
         entry.value = value
         entry.index = tuple(index) if rule == 'leading' else None
 
@@ -318,13 +189,13 @@ class Subcloner:
         The student's class tokens get the position of the teacher's, or
         zero where the teacher adds none to it.
         """
-        teacher_extra = self.teacher.num_extra_tokens
+        teacher_extra = self.pairing.teacher.num_extra_tokens
         classes, patches = value[:, :teacher_extra], value[:, teacher_extra:]
-        extra = self.backbone.num_extra_tokens
-        grid = self.backbone.patch_embed.init_out_size
+        extra = self.pairing.backbone.num_extra_tokens
+        grid = self.pairing.backbone.patch_embed.init_out_size
         note = ''
         if patches.shape[1] != size - extra:
-            source = self.teacher.grid
+            source = self.pairing.teacher.grid
             patches = resize_pos_embed(patches, source, grid, 'bicubic', 0)
             note = '{}x{} to {}x{}'.format(*source, *grid)
         if extra:
@@ -333,7 +204,7 @@ class Subcloner:
             patches = join_class_tokens(
                 classes[:, :1].expand(-1, extra, -1),
                 patches,
-                self.backbone.class_token_slots(*grid),
+                self.pairing.backbone.class_token_slots(*grid),
             )
         return patches, note
 

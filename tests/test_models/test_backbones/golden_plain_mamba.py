@@ -4,9 +4,9 @@
 from golden_files import check_model
 from mmpretrain.registry import MODELS
 
+from transmamba_mm.contract.scan_orders import scan_order
 from transmamba_mm.models import PlainMamba
 from transmamba_mm.models.layers.plain_mamba_mixer import move_rows
-from transmamba_mm.models.scan_orders import scan_order
 from transmamba_mm.ops import invert_order
 
 # Arguments of the original without a part in these outputs: start values,

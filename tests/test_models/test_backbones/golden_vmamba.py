@@ -7,8 +7,8 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from transmamba_mm.checkpoints.formats import VMAMBA
+from transmamba_mm.contract.scan_orders import scan_order
 from transmamba_mm.models import VMamba
-from transmamba_mm.models.scan_orders import scan_order
 from transmamba_mm.ops import invert_order
 
 # Variants of one mathematics: they differ in the operators they call.

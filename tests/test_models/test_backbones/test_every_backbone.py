@@ -16,10 +16,10 @@ from backbone_cases import CLOSE, HALF_RELATIVE
 from every_backbone_cases import TINY, build, every_backbone, inputs
 
 from transmamba_mm.apis import get_flops
+from transmamba_mm.contract.roles import split_role
 from transmamba_mm.models import MambaBackbone
 from transmamba_mm.ops import use_scan_backend
 from transmamba_mm.registry import MODELS
-from transmamba_mm.transfer.roles import split_role
 
 # float32 in another order, over a whole model.
 BACKEND_RELATIVE = 1e-5

@@ -12,11 +12,12 @@ from helpers import TINY_CLASSES, randomise, tiny_distiller, vit_cfg
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.structures import DataSample
 
+from transmamba_mm.contract import read_teacher
+from transmamba_mm.contract.roles import AXES, split_role
 from transmamba_mm.distill import DirectionTapsRecorder
 from transmamba_mm.ops import invert_order, reorder
 from transmamba_mm.registry import MODELS
-from transmamba_mm.transfer import Subcloner, read_teacher
-from transmamba_mm.transfer.roles import AXES, split_role
+from transmamba_mm.transfer import Subcloner
 from transmamba_mm.transfer.ssm import build_ssm_source
 
 # Sums of a few float32 products in another order.

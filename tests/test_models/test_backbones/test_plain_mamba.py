@@ -16,7 +16,7 @@ from mmpretrain.registry import MODELS
 from plain_mamba_cases import backbone, outputs_of
 from torch import nn
 
-from transmamba_mm.models import PlainMamba, find_mamba_backbone
+from transmamba_mm.models import PlainMamba, find_student
 from transmamba_mm.models.layers import ConvPatchEmbed
 
 # ------------------------------------------------------- size and names
@@ -357,12 +357,12 @@ def test_every_parameter_of_a_layer_has_the_expected_role():
 
 def test_find_mamba_backbone():
     model = build(pmamba_cfg())
-    assert find_mamba_backbone(model) is model.backbone
-    assert find_mamba_backbone(model.backbone) is model.backbone
+    assert find_student(model) is model.backbone
+    assert find_student(model.backbone) is model.backbone
     with pytest.raises(TypeError, match='found 0'):
-        find_mamba_backbone(build(vit_cfg()))
+        find_student(build(vit_cfg()))
     with pytest.raises(TypeError, match='found 2'):
-        find_mamba_backbone(nn.ModuleList([backbone(), backbone()]))
+        find_student(nn.ModuleList([backbone(), backbone()]))
 
 
 # ------------------------------------------------------------- mistakes

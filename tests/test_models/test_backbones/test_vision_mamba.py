@@ -15,11 +15,11 @@ from torch import nn
 from vision_mamba_cases import CLASS_TOKENS, DIRECTIONS, backbone, classifier
 
 from transmamba_mm.checkpoints.formats import VIM
-from transmamba_mm.models import VisionMamba
-from transmamba_mm.models.class_tokens import (
+from transmamba_mm.contract.class_tokens import (
     join_class_tokens,
     split_class_tokens,
 )
+from transmamba_mm.models import VisionMamba
 
 # ------------------------------------------------------- size and names
 

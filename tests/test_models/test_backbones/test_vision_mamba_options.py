@@ -18,9 +18,9 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from transmamba_mm.checkpoints import CheckpointError
+from transmamba_mm.contract.class_tokens import join_class_tokens
 from transmamba_mm.distill.recorders import DirectionTapsRecorder
 from transmamba_mm.models import VisionMamba
-from transmamba_mm.models.class_tokens import join_class_tokens
 from transmamba_mm.ops import invert_order, reorder
 
 ROPES = (True, 'residual')

@@ -7,8 +7,8 @@ from backbone_cases import CLOSE, images
 from helpers import assert_distillation_learns, build, plan_from, vit_cfg
 from vision_mamba_cases import CLASS_TOKENS, DIRECTIONS, backbone, tiny_student
 
+from transmamba_mm.contract.class_tokens import split_class_tokens
 from transmamba_mm.distill.recorders import DirectionTapsRecorder
-from transmamba_mm.models.class_tokens import split_class_tokens
 from transmamba_mm.transfer.ssm import build_ssm_source
 
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from helpers import randomise
 from torch import nn
 
+from transmamba_mm.contract.scan_orders import scan_order
 from transmamba_mm.models import VMamba
 from transmamba_mm.models.layers import CrossScanMixer
-from transmamba_mm.models.scan_orders import scan_order
 from transmamba_mm.ops import invert_order, reorder
 
 CROSS = VMamba.DIRECTIONS['cross']

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from transmamba_mm.contract.scan_orders import scan_order
 from transmamba_mm.models.layers import PlainMambaMixer
 from transmamba_mm.models.layers.plain_mamba_mixer import move_rows
-from transmamba_mm.models.scan_orders import scan_order
 
 # float32 sums in another order, for values near one.
 CLOSE = dict(rtol=1e-4, atol=1e-5)

@@ -1,5 +1,5 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-from .base import MambaBackbone, find_mamba_backbone
+from .base import MambaBackbone
 from .plain_mamba import PlainMamba
 from .video_mamba import VideoMamba
 from .vision_mamba import VisionMamba
@@ -11,5 +11,4 @@ __all__ = [
     'VMamba',
     'VideoMamba',
     'VisionMamba',
-    'find_mamba_backbone',
 ]

@@ -1,16 +1,13 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""The contract between a student backbone and the transfer method.
+"""Student backbones in mmpretrain's conventions.
 
-``transfer`` and ``distill`` know a student only through
-:class:`MambaBackbone`: its scan directions and orders, where its taps are,
-the width of each mixer, where class tokens sit, and the role of each
-parameter. A new backbone subclasses it and states these as data.
+What transfer and distillation know of them is
+:class:`~transmamba_mm.contract.GridStudent`; this adds presets, checkpoints,
+``out_indices``, frozen stages and the like.
 """
 
 import copy
 import math
-import re
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Union
@@ -33,12 +30,18 @@ from transmamba_mm.checkpoints.load import (
     filter_classifier_state,
     load_backbone,
 )
+from transmamba_mm.contract import GridStudent
+from transmamba_mm.contract.class_tokens import (
+    join_class_tokens,
+    split_class_tokens,
+)
+from transmamba_mm.contract.taps import (
+    Grid,
+    active_taps,
+    recomputation_contexts,
+)
 
 from ..checks import check_int, check_number, is_int
-from ..class_tokens import join_class_tokens, split_class_tokens
-from ..layers import DirectionTaps
-from ..layers.taps import Grid, active_taps, recomputation_contexts
-from ..scan_orders import scan_order
 
 #: The start that Transformers have from timm, as an ``init_cfg``.
 TRUNC_NORMAL_INIT = [
@@ -47,32 +50,20 @@ TRUNC_NORMAL_INIT = [
 ]
 
 
-class MambaBackbone(BaseModule):
+class MambaBackbone(GridStudent, BaseModule):
     r"""Base class of student backbones, in mmpretrain's conventions.
 
     A subclass registers ``patch_embed`` (with ``init_out_size``), ``layers``
     and, if it has one, ``pos_embed``, and sets the class or instance
-    attributes below.
+    attributes of :class:`~transmamba_mm.contract.GridStudent` and below. Its
+    constructor calls, in this order, this class's, ``_resolve_arch``,
+    ``_resolve_out_indices`` once ``layer_dims`` is known, and, at its end,
+    ``_freeze_stages``.
 
     Attributes:
-        directions (tuple[str, ...]): Registered scan orders, one per scan
-            direction.
-        layer_dims (tuple[int, ...]): Width ``d_model`` of each mixer, in
-            depth order.
-        hierarchical (bool): Whether the mixers work on several grids. The
-            ``patch_embed`` of such a backbone has a ``stride``, the pixels
-            between tokens of the first grid.
-        num_extra_tokens (int): Class tokens in the token sequence; see
-            :meth:`class_token_slots` for where they stand.
-        PARAM_ROLES (tuple[tuple[str, str], ...]): ``(pattern, role)`` pairs.
-            The first regular expression that matches a parameter name in
-            full gives its role in the vocabulary of
-            :mod:`transmamba_mm.transfer.roles`; ``\\1`` in the role stands
-            for the first group. Parameters without a role stay fresh.
         OUT_TYPES (tuple[str, ...]): Supported ``out_type`` values.
         EMBEDDINGS (tuple[str, ...]): How names of the backbone's own
             parameters start that precede the first layer.
-        FINAL_NORM (str): Attribute of the norm after the last layer.
         ARCHS (dict[str, dict]): Presets by name.
         ARCH_OPTIONS (dict[str, Any]): Keys that an ``arch`` may leave out,
             with their defaults. The keys it must have are
@@ -100,14 +91,8 @@ class MambaBackbone(BaseModule):
         init_cfg (dict | list[dict], optional): mmengine initialisation.
     """
 
-    directions: tuple[str, ...] = ()
-    layer_dims: tuple[int, ...] = ()
-    hierarchical: bool = False
-    num_extra_tokens: int = 0
-    PARAM_ROLES: ClassVar[tuple[tuple[str, str], ...]] = ()
     OUT_TYPES: ClassVar[tuple[str, ...]] = ('raw', 'featmap', 'avg_featmap')
     EMBEDDINGS: ClassVar[tuple[str, ...]] = ('pos_embed', 'cls_token')
-    FINAL_NORM: ClassVar[str] = 'ln1'
     ARCHS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     ARCH_KEYS: ClassVar[tuple[str, ...]] = ('embed_dims', 'num_layers')
     ARCH_OPTIONS: ClassVar[Mapping[str, Any]] = {}
@@ -138,59 +123,6 @@ class MambaBackbone(BaseModule):
         self.with_cp = with_cp
         self._register_state_dict_hook(note_layout)
         self._register_load_state_dict_pre_hook(self._fit_loaded)
-
-    # ------------------------------------------------------ the contract
-
-    @abstractmethod
-    def taps(self) -> list[DirectionTaps]:
-        """The taps of each mixer, in depth order."""
-
-    @abstractmethod
-    def blocks(self) -> list[nn.Module]:
-        """The residual block around each mixer, in depth order.
-
-        A block's first input is the residual stream (B, L, C) in raster
-        order.
-        """
-
-    def scan_order(self, direction: str, *grid: int) -> Tensor:
-        """The order in which a direction visits the patch tokens.
-
-        Args:
-            direction (str): One of :attr:`directions`.
-            *grid (int): Patch grid: h, w.
-
-        Returns:
-            Tensor: LongTensor permutation of the raster patch indices,
-            without class tokens.
-        """
-        return scan_order(direction, *grid)
-
-    def class_token_slots(self, *grid: int) -> tuple[int, ...]:
-        """Where class tokens stand among the tokens, ascending.
-
-        Token sequences and ``pos_embed`` hold the patches in raster order
-        with the class tokens put in at these indices. A backbone with class
-        tokens defines this and :meth:`class_token_positions`.
-        """
-        return ()
-
-    def class_token_positions(
-        self, direction: str, *grid: int
-    ) -> tuple[int, ...]:
-        """Where class tokens stand in a direction's scanned sequence."""
-        return ()
-
-    def param_roles(self) -> dict[str, str]:
-        """Role of every parameter that has one, by parameter name."""
-        roles = {}
-        for name, _ in self.named_parameters():
-            for pattern, role in self.PARAM_ROLES:
-                match = re.fullmatch(pattern, self._name_for_roles(name))
-                if match:
-                    roles[name] = match.expand(role)
-                    break
-        return roles
 
     # -------------------------------------------------------- checkpoints
 
@@ -298,10 +230,6 @@ class MambaBackbone(BaseModule):
 
     # ------------------------------------------------ for the subclasses
 
-    def _name_for_roles(self, name: str) -> str:
-        """A parameter's name as :attr:`PARAM_ROLES` knows it."""
-        return name
-
     def _resolve_arch(self, arch: Union[str, Mapping]) -> dict[str, Any]:
         """Looks a preset up and fills in a dict's optional keys.
 
@@ -349,12 +277,15 @@ class MambaBackbone(BaseModule):
         kwargs = dict(context_fn=contexts) if taps else {}
         return checkpoint(block, x, *args, use_reentrant=False, **kwargs)
 
-    # -------------------------------------------- mmpretrain's conventions
+    def mix(self, layer: int, stream: Tensor, grid: Grid) -> Tensor:
+        """See :meth:`MambaStudent.mix`; ``with_cp`` holds here as well."""
+        if not (self.with_cp and torch.is_grad_enabled()):
+            return super().mix(layer, stream, grid)
+        return checkpoint(
+            super().mix, layer, stream, grid, use_reentrant=False
+        )
 
-    @property
-    def num_layers(self) -> int:
-        """int: Number of mixers."""
-        return len(self.layer_dims)
+    # -------------------------------------------- mmpretrain's conventions
 
     @property
     def num_outputs(self) -> int:
@@ -469,19 +400,3 @@ class MambaBackbone(BaseModule):
         if name.startswith('layers.'):
             return int(name.split('.')[1]) + 1, depths
         return depths - 1, depths
-
-
-def find_mamba_backbone(model: nn.Module) -> MambaBackbone:
-    """Finds the student backbone inside a model.
-
-    Raises:
-        TypeError: If the model holds none, or several.
-    """
-    found = [m for m in model.modules() if isinstance(m, MambaBackbone)]
-    if len(found) != 1:
-        raise TypeError(
-            f'expected one transmamba_mm backbone inside '
-            f'{type(model).__name__}, found {len(found)}; a student must use '
-            f'a backbone derived from transmamba_mm.models.MambaBackbone'
-        )
-    return found[0]

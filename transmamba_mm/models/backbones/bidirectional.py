@@ -15,12 +15,16 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
+from transmamba_mm.contract.class_tokens import (
+    join_class_tokens,
+    split_class_tokens,
+)
+from transmamba_mm.contract.taps import Grid
+
 from ..checks import check_number
-from ..class_tokens import join_class_tokens, split_class_tokens
-from ..layers import FFN, BidirectionalMixer, DirectionTaps
+from ..layers import FFN, BidirectionalMixer
 from ..layers.norm import build_token_norm
 from ..layers.precision import widened
-from ..layers.taps import Grid
 from .base import MambaBackbone
 
 #: Maps tokens (B, L, C) to rotated ones.
@@ -269,16 +273,16 @@ class BidirectionalBackbone(MambaBackbone):
             'divide_out': self.layers[0].mixer.divide_out,
         }
 
-    def taps(self) -> list[DirectionTaps]:
-        """See :meth:`MambaBackbone.taps`."""
-        return [layer.mixer.taps for layer in self.layers]
+    def mixers(self) -> list[nn.Module]:
+        """See :meth:`MambaStudent.mixers`."""
+        return [layer.mixer for layer in self.layers]
 
     def blocks(self) -> list[nn.Module]:
-        """See :meth:`MambaBackbone.blocks`."""
+        """See :meth:`MambaStudent.blocks`."""
         return list(self.layers)
 
     def class_token_slots(self, *grid: int) -> tuple[int, ...]:
-        """See :meth:`MambaBackbone.class_token_slots`."""
+        """See :meth:`GridStudent.class_token_slots`."""
         patches = math.prod(grid)
         return {
             'none': (),
@@ -290,7 +294,7 @@ class BidirectionalBackbone(MambaBackbone):
     def class_token_positions(
         self, direction: str, *grid: int
     ) -> tuple[int, ...]:
-        """See :meth:`MambaBackbone.class_token_positions`."""
+        """See :meth:`GridStudent.class_token_positions`."""
         slots = self.class_token_slots(*grid)
         if direction == self.directions[0]:
             return slots

@@ -22,6 +22,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from transmamba_mm.checkpoints.formats import PLAIN_MAMBA
+from transmamba_mm.contract.scan_orders import fix_size
 from transmamba_mm.registry import MODELS
 
 from ..checks import (
@@ -32,9 +33,8 @@ from ..checks import (
     check_number,
     check_pair,
 )
-from ..layers import FFN, ConvPatchEmbed, DirectionTaps, PlainMambaMixer
+from ..layers import FFN, ConvPatchEmbed, PlainMambaMixer
 from ..layers.norm import build_token_norm
-from ..scan_orders import fix_size
 from .base import TRUNC_NORMAL_INIT, MambaBackbone
 
 
@@ -298,12 +298,12 @@ class PlainMamba(MambaBackbone):
                 )
         self._freeze_stages()
 
-    def taps(self) -> list[DirectionTaps]:
-        """See :meth:`MambaBackbone.taps`."""
-        return [layer.mamba.taps for layer in self.layers]
+    def mixers(self) -> list[nn.Module]:
+        """See :meth:`MambaStudent.mixers`."""
+        return [layer.mamba for layer in self.layers]
 
     def blocks(self) -> list[nn.Module]:
-        """See :meth:`MambaBackbone.blocks`."""
+        """See :meth:`MambaStudent.blocks`."""
         return list(self.layers)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -26,12 +26,15 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from transmamba_mm.checkpoints.formats import VIDEO_MAMBA
+from transmamba_mm.contract.class_tokens import (
+    join_class_tokens,
+    split_class_tokens,
+)
+from transmamba_mm.contract.roles import inflated
+from transmamba_mm.contract.taps import Grid, active_taps
 from transmamba_mm.registry import MODELS
 
-from ..class_tokens import join_class_tokens, split_class_tokens
 from ..layers import OverlapPatchEmbed, TubeletPatchEmbed
-from ..layers.patch_embed import inflated
-from ..layers.taps import Grid, active_taps
 from ..token_mask import keep_tokens
 from .bidirectional import BidirectionalBackbone
 

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from transmamba_mm.checkpoints.formats import VIM
+from transmamba_mm.contract.class_tokens import split_class_tokens
+from transmamba_mm.contract.taps import Grid
 from transmamba_mm.registry import MODELS
 
 from ..checks import check_positive
-from ..class_tokens import split_class_tokens
 from ..layers import OverlapPatchEmbed, RotaryPositions
-from ..layers.taps import Grid
 from .bidirectional import BidirectionalBackbone
 
 # A standard normal distribution, cut off at two standard deviations, has

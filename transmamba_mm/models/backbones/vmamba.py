@@ -26,6 +26,7 @@ from mmengine.model import ModuleDict, ModuleList
 from torch import Tensor, nn
 
 from transmamba_mm.checkpoints.formats import VMAMBA
+from transmamba_mm.contract.scan_orders import fix_size
 from transmamba_mm.registry import MODELS
 
 from ..checks import (
@@ -35,14 +36,12 @@ from ..checks import (
     check_number,
     is_sequence,
 )
-from ..layers import DirectionTaps
 from ..layers.vmamba_blocks import (
     NoDownsample,
     VMambaBlock,
     VMambaStem,
     build_downsample,
 )
-from ..scan_orders import fix_size
 from .base import TRUNC_NORMAL_INIT, MambaBackbone
 
 # Keys of an arch that CrossScanMixer knows by the same name.
@@ -346,12 +345,12 @@ class VMamba(MambaBackbone):
         names += ['gate_act'] if self.arch['gated'] else []
         return {**super().layout, **{name: self.arch[name] for name in names}}
 
-    def taps(self) -> list[DirectionTaps]:
-        """See :meth:`MambaBackbone.taps`."""
-        return [block.op.taps for block in self.blocks()]
+    def mixers(self) -> list[nn.Module]:
+        """See :meth:`MambaStudent.mixers`."""
+        return [block.op for block in self.blocks()]
 
     def blocks(self) -> list[nn.Module]:
-        """See :meth:`MambaBackbone.blocks`."""
+        """See :meth:`MambaStudent.blocks`."""
         return [block for stage in self.layers for block in stage.blocks]
 
     def _name_for_roles(self, name: str) -> str:

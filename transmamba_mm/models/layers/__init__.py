@@ -8,15 +8,12 @@ from .norm import RMSNorm
 from .patch_embed import ConvPatchEmbed, OverlapPatchEmbed, TubeletPatchEmbed
 from .plain_mamba_mixer import PlainMambaMixer
 from .rope import RotaryPositions
-from .taps import DirectionTap, DirectionTaps
 
 __all__ = [
     'FFN',
     'BidirectionalMixer',
     'ConvPatchEmbed',
     'CrossScanMixer',
-    'DirectionTap',
-    'DirectionTaps',
     'DirectionalMixer',
     'Linear',
     'OverlapPatchEmbed',

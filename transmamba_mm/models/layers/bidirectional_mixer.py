@@ -11,6 +11,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from transmamba_mm.contract.taps import Grid
 from transmamba_mm.ops import (
     causal_conv1d_silu,
     linear,
@@ -23,7 +24,6 @@ from .directional_mixer import DirectionalMixer
 from .linear import Linear
 from .precision import widened
 from .ssm_init import decay_rates, init_step_sizes
-from .taps import Grid
 
 
 class BidirectionalMixer(DirectionalMixer):

@@ -19,15 +19,15 @@ from typing import Optional, Union
 import torch
 from torch import Tensor, nn
 
+from transmamba_mm.contract.scan_orders import scan_order
+from transmamba_mm.contract.taps import Grid
 from transmamba_mm.ops import linear, multi_scan
 from transmamba_mm.ops.caching import cached_tensors
 
 from ..checks import check_int
-from ..scan_orders import scan_order
 from .directional_mixer import DirectionalMixer
 from .precision import widened
 from .ssm_init import decay_rates, step_size_bias
-from .taps import Grid
 
 _ACTIVATIONS = {
     'silu': nn.SiLU,

@@ -164,21 +164,6 @@ class OverlapPatchEmbed(BaseModule):
         return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])
 
 
-def inflated(weight: Tensor, frames: int) -> Tensor:
-    """A patch embedding of images, for tubelets: it reads the middle frame.
-
-    Args:
-        weight (Tensor): (embed_dims, in_channels, h, w).
-        frames (int): Frames of a tubelet.
-
-    Returns:
-        Tensor: (embed_dims, in_channels, frames, h, w), zero elsewhere.
-    """
-    result = weight.new_zeros(*weight.shape[:2], frames, *weight.shape[2:])
-    result[:, :, frames // 2] = weight
-    return result
-
-
 class TubeletPatchEmbed(OverlapPatchEmbed):
     """One convolution over patches of several frames, for videos.
 

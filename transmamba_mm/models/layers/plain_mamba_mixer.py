@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transmamba_mm.contract.scan_orders import scan_order
+from transmamba_mm.contract.taps import Grid
 from transmamba_mm.ops import multi_scan
 from transmamba_mm.ops.caching import cached_tensors
 
 from ..checks import check_int
-from ..scan_orders import scan_order
 from .directional_mixer import DirectionalMixer
 from .linear import Linear
 from .precision import widened
 from .ssm_init import decay_rates, init_step_sizes
-from .taps import Grid
 
 # Rows of `direction_Bs`, by the move (rows, columns) that led to a step. The
 # first step, and any jump that a registered order may make, take row 0.

@@ -9,9 +9,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from transmamba_mm.contract.taps import Grid
 from transmamba_mm.ops.caching import cached_tensors
-
-from .taps import Grid
 
 
 def _turn_pairs(x: Tensor) -> Tensor:

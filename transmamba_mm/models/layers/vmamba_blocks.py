@@ -18,10 +18,11 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from transmamba_mm.contract.taps import Grid
+
 from ..checks import check_images, check_int, check_pair, check_width
 from .cross_scan_mixer import CrossScanMixer, build_activation
 from .linear import Linear
-from .taps import Grid
 
 
 def _to_map(tokens: Tensor, grid: Grid) -> Tensor:

@@ -1,5 +1,5 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""What flows from the student's taps to the loss."""
+"""What flows from the sites of a pair to the losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,6 +10,41 @@ from torch import Tensor
 from transmamba_mm.ops import invert_order, reorder
 
 Grid = tuple[int, ...]
+
+
+def _interpolated(raster: Tensor, grid: Grid, target: Grid) -> Tensor:
+    """Raster tokens (B, L, C) on another grid, linearly in each axis."""
+    mode = {2: 'bilinear', 3: 'trilinear'}[len(target)]
+    maps = F.interpolate(raster.mT.unflatten(2, grid), target, mode=mode)
+    return maps.flatten(2).mT
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """Tokens of one layer, in raster order.
+
+    Attributes:
+        layer (int): Index of the layer, in depth order.
+        tokens (Tensor): Patch tokens (B, L, C).
+        grid (tuple[int, ...]): Patch grid with product L.
+        classes (Tensor): Class and similar tokens (B, n, C), n maybe 0.
+    """
+
+    layer: int
+    tokens: Tensor
+    grid: Grid
+    classes: Tensor
+
+    def with_tokens(self, tokens: Tensor) -> 'TokenRecord':
+        """The same place, other patch tokens."""
+        return replace(self, tokens=tokens)
+
+    def resized(self, grid: Grid) -> 'TokenRecord':
+        """Interpolates the patch tokens to another grid."""
+        if tuple(grid) == tuple(self.grid):
+            return self
+        tokens = _interpolated(self.tokens, self.grid, tuple(grid))
+        return replace(self, tokens=tokens, grid=tuple(grid))
 
 
 @dataclass(frozen=True)
@@ -52,9 +87,6 @@ class TapRecord:
         if tuple(grid) == tuple(self.grid):
             return self
         raster = reorder(self.tokens, invert_order(self.order()))
-        maps = raster.mT.unflatten(2, self.grid)
-        mode = {2: 'bilinear', 3: 'trilinear'}[len(grid)]
-        maps = F.interpolate(maps, size=tuple(grid), mode=mode)
+        raster = _interpolated(raster, self.grid, tuple(grid))
         target = replace(self, grid=tuple(grid))
-        order = target.order()
-        return target.with_tokens(reorder(maps.flatten(2).mT, order))
+        return target.with_tokens(reorder(raster, target.order()))

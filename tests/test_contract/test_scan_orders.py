@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from transmamba_mm.contract.scan_orders import scan_order
 from transmamba_mm.models import PlainMamba, VMamba
 from transmamba_mm.models.layers.plain_mamba_mixer import move_rows
-from transmamba_mm.models.scan_orders import scan_order
 from transmamba_mm.registry import SCAN_ORDERS
 
 # The scans are summed in another order than the taps.

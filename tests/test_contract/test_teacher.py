@@ -7,9 +7,13 @@ import pytest
 import torch
 from helpers import build, pmamba_cfg, vit_cfg
 
-from transmamba_mm.transfer import TransferError, families, read_teacher
-from transmamba_mm.transfer.families import TeacherFamily
-from transmamba_mm.transfer.roles import is_ssm, split_role
+from transmamba_mm.contract import (
+    FAMILIES,
+    TeacherError,
+    TeacherFamily,
+    read_teacher,
+)
+from transmamba_mm.contract.roles import is_ssm, split_role
 
 LAYER_ROLES = {
     f'{stem}.{leaf}'
@@ -143,28 +147,30 @@ def test_layer_scale_under_timm_names(state):
 
 def test_a_grid_that_is_no_square_is_named():
     teacher = read_teacher(build(vit_cfg(img_size=(8, 24))).state_dict())
-    with pytest.raises(TransferError, match='12 patch positions'):
+    with pytest.raises(TeacherError, match='12 patch positions'):
         _ = teacher.grid
 
 
 def test_an_unknown_model_is_refused_with_its_names():
     student = build(pmamba_cfg())
-    with pytest.raises(TransferError, match='no known Transformer') as error:
+    with pytest.raises(TeacherError, match='no known Transformer') as error:
         read_teacher(student.state_dict())
     assert 'backbone.pos_embed' in str(error.value)
     assert 'layers.0.attn.qkv.weight' in str(error.value)
-    with pytest.raises(TransferError):
+    with pytest.raises(TeacherError):
         read_teacher({})
 
 
 def test_a_family_is_added_by_data_alone(monkeypatch):
     mine = TeacherFamily(
-        'mine',
-        'enc.0.att.weight',
-        ((r'enc\.(\d+)\.n\.(\w+)', r'layers.\1.mixer_norm.\2'),),
-        'cls',
+        name='mine',
+        layers='enc.{}',
+        signature='att.weight',
+        outer={},
+        inner={'n': 'mixer_norm'},
+        head=('cls',),
     )
-    monkeypatch.setattr(families, 'FAMILIES', [*families.FAMILIES, mine])
+    monkeypatch.setitem(FAMILIES, 'mine', mine)
     state = {
         'x.enc.0.att.weight': torch.zeros(3, 3),
         'x.enc.0.n.weight': torch.zeros(5),

@@ -8,7 +8,10 @@ space model have the role ``layers.<i>.ssm.<name>``, without axes: a
 Transformer has no counterpart for them.
 """
 
-from typing import Optional
+from collections.abc import Sequence
+from typing import Optional, Union
+
+from torch import Tensor
 
 #: Channels of the residual stream: one index set for the whole network.
 RESIDUAL = 'residual'
@@ -62,3 +65,35 @@ def split_role(role: str) -> tuple[Optional[int], str]:
 def is_ssm(role: str) -> bool:
     """Whether a role belongs to the state space model."""
     return split_role(role)[1].startswith('ssm.')
+
+
+def in_group(role: str, group: Union[str, Sequence[str]]) -> bool:
+    """Whether a role belongs to a group of parameters.
+
+    Args:
+        role (str): The role.
+        group (str | Sequence[str]): ``'all'``; ``'mixers'``, the scans with
+            the norms and projections around them; or roles without their
+            layer and leaf, e.g. ``('ssm', 'mixer_out')``.
+    """
+    if group == 'all':
+        return True
+    if group == 'mixers':
+        group = ('ssm', 'mixer_norm', 'mixer_out')
+    kind = split_role(role)[1]
+    return kind.split('.')[0] in group
+
+
+def inflated(weight: Tensor, frames: int) -> Tensor:
+    """A patch embedding of images, for tubelets: it reads the middle frame.
+
+    Args:
+        weight (Tensor): (embed_dims, in_channels, h, w).
+        frames (int): Frames of a tubelet.
+
+    Returns:
+        Tensor: (embed_dims, in_channels, frames, h, w), zero elsewhere.
+    """
+    result = weight.new_zeros(*weight.shape[:2], frames, *weight.shape[2:])
+    result[:, :, frames // 2] = weight
+    return result

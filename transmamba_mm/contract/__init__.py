@@ -1,0 +1,36 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""What transfer and distillation may know of a pair of models.
+
+Students state themselves in :mod:`.student`, teachers are described by a row
+in :mod:`.families`; :mod:`.roles` is the vocabulary of their parameters,
+:mod:`.sites` that of what can be read while they run.
+"""
+
+from .families import FAMILIES, TeacherError, TeacherFamily, register
+from .pair import Pair, PairAware
+from .records import TapRecord, TokenRecord
+from .scan_orders import scan_order
+from .student import GridStudent, MambaStudent, Student, find_student
+from .taps import DirectionTap, DirectionTaps
+from .teacher import Teacher, TeacherWeights, read_teacher
+
+__all__ = [
+    'FAMILIES',
+    'DirectionTap',
+    'DirectionTaps',
+    'GridStudent',
+    'MambaStudent',
+    'Pair',
+    'PairAware',
+    'Student',
+    'TapRecord',
+    'Teacher',
+    'TeacherError',
+    'TeacherFamily',
+    'TeacherWeights',
+    'TokenRecord',
+    'find_student',
+    'read_teacher',
+    'register',
+    'scan_order',
+]

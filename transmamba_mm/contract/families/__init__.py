@@ -1,0 +1,31 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""The Transformers that can teach, one file a family.
+
+A file registers one :class:`TeacherFamily`; nothing else need know it.
+"""
+
+from .base import (
+    FAMILIES,
+    Found,
+    TeacherError,
+    TeacherFamily,
+    find_transformer,
+    register,
+)
+from .clip import CLIP_VISION
+from .mmpretrain_vit import MMPRETRAIN_VIT
+from .swin import SWIN
+from .timm_vit import TIMM_VIT
+
+__all__ = [
+    'CLIP_VISION',
+    'FAMILIES',
+    'MMPRETRAIN_VIT',
+    'SWIN',
+    'TIMM_VIT',
+    'Found',
+    'TeacherError',
+    'TeacherFamily',
+    'find_transformer',
+    'register',
+]

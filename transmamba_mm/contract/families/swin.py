@@ -1,0 +1,32 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""mmpretrain's SwinTransformer (arXiv 2103.14030), of four stages.
+
+Its layers have several widths, one for each stage. What merges patches
+between the stages has no role: students merge theirs in another way.
+"""
+
+from .base import TeacherFamily, register
+
+SWIN = register(
+    TeacherFamily(
+        name='mmpretrain SwinTransformer',
+        layers='stages.{}.blocks.{}',
+        signature='attn.w_msa.qkv.weight',
+        outer={
+            'patch_embed.projection': 'patch_embed',
+            'absolute_pos_embed': 'pos_embed',
+            'norm3': 'final_norm',
+        },
+        inner={
+            'norm1': 'mixer_norm',
+            'attn.w_msa.qkv': 'qkv',
+            'attn.w_msa.proj': 'mixer_out',
+            'norm2': 'ffn_norm',
+            'ffn.layers.0.0': 'ffn_in',
+            'ffn.layers.1': 'ffn_out',
+        },
+        head=('^head.fc', '^head.layers.head'),
+        logits=('^head',),
+        num_heads='attn.w_msa.num_heads',
+    )
+)

@@ -1,0 +1,51 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""A student and its teacher, and the modules that are told about them."""
+
+from abc import ABC, abstractmethod
+from typing import Optional
+
+from torch import nn
+
+from .student import Student
+from .teacher import Teacher
+
+
+class Pair:
+    """Two models, one of which learns from the other.
+
+    Args:
+        student (nn.Module): The model that holds the student.
+        teacher (nn.Module): The model that holds the teacher.
+    """
+
+    # Not a module: who keeps it does not own the models.
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        self._student = student
+        self._teacher = teacher
+
+    def student(self, backbone: Optional[str] = None) -> Student:
+        """The student, by the name of its module where there are several.
+
+        Raises:
+            TypeError: See :class:`Student`.
+        """
+        return Student(self._student, backbone)
+
+    def teacher(self, backbone: Optional[str] = None) -> Teacher:
+        """The teacher, by the name of its module where there are several.
+
+        Raises:
+            TeacherError: See :class:`Teacher`.
+        """
+        return Teacher(self._teacher, backbone)
+
+
+class PairAware(ABC):
+    """A connector or loss that is built for a pair.
+
+    Distillation algorithms call :meth:`prepare` once, before anything else.
+    """
+
+    @abstractmethod
+    def prepare(self, pair: Pair) -> None:
+        """Reads what it needs from a pair, and builds its parameters."""

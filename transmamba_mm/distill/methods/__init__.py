@@ -1,0 +1,29 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Methods of distillation, one file each.
+
+A file registers one :class:`DistillMethod` in ``TASK_UTILS``, maybe with a
+loss of its own in ``MODELS``; nothing else need know it.
+"""
+
+from .base import DistillMethod, Reading
+from .hard_label import HardLabel, HardLabelLoss
+from .hidden import HiddenStates
+from .hint import HintLoss, LastLayerHint
+from .logits import LogitsKD
+from .mixer import ForcedMixerLoss, MixerMatching
+from .transmamba import AdaptiveBidirectional, AdaptiveBidirectionalDistill
+
+__all__ = [
+    'AdaptiveBidirectional',
+    'AdaptiveBidirectionalDistill',
+    'DistillMethod',
+    'ForcedMixerLoss',
+    'HardLabel',
+    'HardLabelLoss',
+    'HiddenStates',
+    'HintLoss',
+    'LastLayerHint',
+    'LogitsKD',
+    'MixerMatching',
+    'Reading',
+]

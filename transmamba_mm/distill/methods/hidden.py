@@ -1,0 +1,60 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Hidden states of paired layers (MOHAWK's second stage, arXiv 2408.10189).
+
+Where the widths agree there is no map in between: one learned per layer
+absorbs what the student should learn, and gains nothing.
+"""
+
+from typing import Any
+
+from transmamba_mm.contract.layer_map import LayerMap
+from transmamba_mm.contract.sites import LAYERS
+from transmamba_mm.registry import TASK_UTILS
+
+from .base import DistillMethod, Reading
+
+
+@TASK_UTILS.register_module()
+class HiddenStates(DistillMethod):
+    """Matches the residual stream after each layer with the paired teacher's.
+
+    Args:
+        layer_map (str | Sequence[int | None]): See
+            :func:`~transmamba_mm.contract.layer_map.resolve_layer_map`.
+            Defaults to ``'uniform'``.
+        loss_weight (float): Factor of the loss. Defaults to 1.
+        **kwargs: See :class:`DistillMethod`.
+    """
+
+    NAME = 'hidden'
+
+    def __init__(
+        self,
+        layer_map: LayerMap = 'uniform',
+        loss_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.layer_map = layer_map
+        self.loss_weight = loss_weight
+
+    def loss(self) -> dict:
+        """See :meth:`DistillMethod.loss`."""
+        return dict(
+            type='transmamba.LayerMatchLoss',
+            layer_map=self.layer_map,
+            loss_weight=self.loss_weight,
+            **self.towers(),
+        )
+
+    def reads(self) -> dict[str, Reading]:
+        """See :meth:`DistillMethod.reads`."""
+        projection = dict(
+            type='transmamba.LayerProjection',
+            layer_map=self.layer_map,
+            **self.towers(),
+        )
+        return dict(
+            student=self.student(LAYERS, **projection),
+            teacher=self.teacher(LAYERS),
+        )

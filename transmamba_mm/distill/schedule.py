@@ -1,0 +1,213 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""When a distillation loss counts, and which parameters train then.
+
+All times are shares of the training, from 0 to 1.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Optional, Union
+
+import torch
+from mmrazor.models.distillers import ConfigurableDistiller
+from torch import Tensor
+
+_DECAYS = ('none', 'linear', 'cosine')
+
+
+@dataclass(frozen=True)
+class Span:
+    """When a loss counts, and how much.
+
+    Attributes:
+        begin (float): Where it sets in. Defaults to 0.
+        end (float): Where it stops. Defaults to 1.
+        warmup (float): Share over which it grows linearly from 0 to its
+            weight, from ``begin`` on. Defaults to 0.
+        decay (str): How it falls from there to 0 at ``end``: ``'none'``,
+            ``'linear'`` or ``'cosine'``. Defaults to ``'none'``.
+
+    Raises:
+        ValueError: If the times or ``decay`` make no sense.
+    """
+
+    begin: float = 0.0
+    end: float = 1.0
+    warmup: float = 0.0
+    decay: str = 'none'
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.begin < self.end <= 1:
+            raise ValueError(
+                f'begin and end are shares of the training with 0 <= begin < '
+                f'end <= 1, got {self.begin} and {self.end}'
+            )
+        if not 0 <= self.warmup <= self.end - self.begin:
+            raise ValueError(
+                f'warmup must lie between 0 and end - begin = '
+                f'{self.end - self.begin:g}, got {self.warmup}'
+            )
+        if self.decay not in _DECAYS:
+            raise ValueError(
+                f'decay must be one of {", ".join(_DECAYS)}, got '
+                f'{self.decay!r}'
+            )
+
+    @property
+    def constant(self) -> bool:
+        """bool: Whether it counts the same from first to last."""
+        return self == Span()
+
+    def factor(self, progress: float) -> float:
+        """What the loss is multiplied by; 0 where it does not count."""
+        if not self.begin <= progress < self.end:
+            return 0.0
+        since = progress - self.begin
+        if since < self.warmup:
+            return since / self.warmup
+        if self.decay == 'none':
+            return 1.0
+        whole = self.end - self.begin - self.warmup
+        rest = 1 - (since - self.warmup) / whole
+        if self.decay == 'linear':
+            return rest
+        return (1 - torch.cos(torch.tensor(torch.pi * rest)).item()) / 2
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training in which some of the student trains.
+
+    Attributes:
+        end (float): Where it ends; it begins where the one before ends.
+        trains (str | Sequence[str]): ``'all'``; ``'mixers'``, the scans with
+            the norms and projections around them; or roles of
+            :mod:`transmamba_mm.contract.roles` without their layer, e.g.
+            ``('ssm', 'mixer_out')``. Defaults to ``'all'``.
+        task_loss (bool): Whether the task loss counts. Where no distillation
+            loss reads the student either, the student does not run.
+            Defaults to True.
+    """
+
+    end: float = 1.0
+    trains: Union[str, Sequence[str]] = 'all'
+    task_loss: bool = True
+
+
+@dataclass
+class Schedule:
+    """All spans and phases of a distillation.
+
+    Attributes:
+        spans (dict[str, Span]): By name of the loss; one that is missing
+            counts always.
+        phases (Sequence[Phase]): In order; after the last one everything
+            trains on all losses.
+        progress (float | None): Share of the training that is done. Set by
+            :class:`~transmamba_mm.distill.DistillScheduleHook`; None before.
+    """
+
+    spans: Mapping[str, Span] = field(default_factory=dict)
+    phases: Sequence[Phase] = ()
+    progress: Optional[float] = None
+
+    def __post_init__(self) -> None:
+        ends = [phase.end for phase in self.phases]
+        if ends != sorted(set(ends)) or not all(0 < end <= 1 for end in ends):
+            raise ValueError(
+                f'phases must end one after the other, above 0 and at most '
+                f'at 1, got {ends}'
+            )
+
+    @property
+    def constant(self) -> bool:
+        """bool: Whether nothing ever changes."""
+        spans = all(span.constant for span in self.spans.values())
+        return spans and not self.phases
+
+    def now(self) -> tuple[Phase, float]:
+        """The current phase and progress.
+
+        Raises:
+            RuntimeError: If there is a schedule, but nobody keeps the time.
+        """
+        if self.constant:
+            return Phase(), 0.0
+        if self.progress is None:
+            raise RuntimeError(
+                'this distillation has phases, or losses that do not count '
+                'all the time, and nobody tells it how far the training is: '
+                'add distill_schedule=dict(type='
+                "'transmamba.DistillScheduleHook') to default_hooks"
+            )
+        for phase in self.phases:
+            if self.progress < phase.end:
+                return phase, self.progress
+        return Phase(), self.progress
+
+    def factors(self, losses: Sequence[str]) -> dict[str, float]:
+        """Weights of those losses that count now."""
+        _, progress = self.now()
+        factors = {
+            name: self.spans.get(name, Span()).factor(progress)
+            for name in losses
+        }
+        return {name: value for name, value in factors.items() if value}
+
+
+@contextmanager
+def restricted(
+    distiller: ConfigurableDistiller, losses: Sequence[str]
+) -> Iterator[None]:
+    """Lets a distiller compute these losses only."""
+    mappings = distiller.loss_forward_mappings
+    distiller.loss_forward_mappings = {
+        name: mapping for name, mapping in mappings.items() if name in losses
+    }
+    try:
+        yield
+    finally:
+        distiller.loss_forward_mappings = mappings
+
+
+def recording(
+    distiller: ConfigurableDistiller, losses: Sequence[str], student: bool
+) -> ExitStack:
+    """Enters one side's recorders, but for those that no loss reads now.
+
+    A recorder that no loss reads at any time is somebody else's, and records.
+    """
+    manager = distiller.teacher_recorders
+    if student:
+        manager = distiller.student_recorders
+    used, needed = set(), set()
+    for name, mapping in distiller.loss_forward_mappings.items():
+        read = {
+            source['recorder']
+            for source in mapping.values()
+            if source['from_student'] == student
+        }
+        used |= read
+        needed |= read if name in losses else set()
+    stack = ExitStack()
+    for name, recorder in manager.recorders.items():
+        if name in needed or name not in used:
+            stack.enter_context(recorder)
+    return stack
+
+
+def reads_student(
+    distiller: ConfigurableDistiller, losses: Sequence[str]
+) -> bool:
+    """Whether one of these losses reads the student's forward pass."""
+    return any(
+        source['from_student']
+        for name in losses
+        for source in distiller.loss_forward_mappings[name].values()
+    )
+
+
+def zero_of(parameters: Sequence[Tensor]) -> Tensor:
+    """A zero that depends on all of them, as data-parallel training wants."""
+    return 0.0 * sum(parameter.sum() for parameter in parameters)
