@@ -16,29 +16,12 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(
-    _base_.student,
-    backbone=dict(_base_.student.backbone, arch='L1', drop_path_rate=0.2),
-)
+model = dict(backbone=dict(arch='L1', drop_path_rate=0.2))
 train_dataloader = dict(batch_size=256)
 
 # L1 warms up for 15 epochs, and is not averaged.
 optim_wrapper = dict(clip_grad=dict(max_norm=5.0))
 param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=1e-3,
-        by_epoch=True,
-        begin=0,
-        end=15,
-        convert_to_iter_based=True,
-    ),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min_ratio=0.01,
-        by_epoch=True,
-        begin=15,
-        end=300,
-        convert_to_iter_based=True,
-    ),
+    dict(_base_.param_scheduler[0], end=15),
+    dict(_base_.param_scheduler[1], begin=15),
 ]

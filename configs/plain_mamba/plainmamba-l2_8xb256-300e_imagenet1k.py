@@ -16,10 +16,7 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(
-    _base_.student,
-    backbone=dict(_base_.student.backbone, arch='L2', drop_path_rate=0.2),
-)
+model = dict(backbone=dict(arch='L2', drop_path_rate=0.2))
 train_dataloader = dict(batch_size=256)
 
 custom_hooks = [_base_.ema_hook]

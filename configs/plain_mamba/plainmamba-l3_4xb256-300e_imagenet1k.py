@@ -17,9 +17,7 @@ _base_ = [
 ]
 
 model = dict(
-    _base_.student,
-    backbone=dict(_base_.student.backbone, arch='L3', drop_path_rate=0.4),
-    head=dict(_base_.student.head, in_channels=448),
+    backbone=dict(arch='L3', drop_path_rate=0.4), head=dict(in_channels=448)
 )
 train_dataloader = dict(batch_size=256)
 

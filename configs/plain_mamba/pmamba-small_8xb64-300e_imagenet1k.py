@@ -15,5 +15,3 @@ _base_ = [
     '../_base_/schedules/adamw_cosine_300e.py',
     '../_base_/default_runtime.py',
 ]
-
-model = _base_.student

@@ -15,17 +15,6 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = _base_.teacher
-
-param_scheduler = [
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=1e-5,
-        by_epoch=True,
-        begin=0,
-        end=60,
-        convert_to_iter_based=True,
-    ),
-]
-train_cfg = dict(by_epoch=True, max_epochs=60, val_interval=5)
+param_scheduler = [dict(_base_.param_scheduler[0], end=60)]
+train_cfg = dict(max_epochs=60, val_interval=5)
 default_hooks = dict(checkpoint=dict(interval=60))

@@ -15,8 +15,6 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = _base_.student
-
 default_hooks = dict(distill_monitor=dict(interval=5))
 
 # 20 %: 259 labelled images, 25 or 26 of each digit.

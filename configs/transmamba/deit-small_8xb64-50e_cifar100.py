@@ -19,8 +19,5 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(_base_.teacher, head=dict(_base_.teacher.head, num_classes=100))
-load_from = (
-    'https://download.openmmlab.com/mmclassification/v0/deit/'
-    'deit-small_pt-4xb256_in1k_20220218-9425b9bb.pth'
-)
+model = dict(head=dict(num_classes=100))
+load_from = _base_.teacher_weights

@@ -14,24 +14,12 @@ account.
 """
 
 _base_ = [
-    '../_base_/models/deit_base.py',
-    '../_base_/models/pmamba_base.py',
+    '../_base_/pairs/deit-base_pmamba-base.py',
     '../_base_/distillers/transmamba.py',
     '../_base_/datasets/imagenet1k_224.py',
     '../_base_/schedules/adamw_cosine_300e.py',
     '../_base_/default_runtime.py',
 ]
 
-model = dict(
-    type='transmamba.TransMambaDistill',
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    # mmpretrain's model zoo: 81.79 % top-1.
-    teacher_ckpt=(
-        'https://download.openmmlab.com/mmclassification/v0/deit/'
-        'deit-base_3rdparty_pt-16xb64_in1k_20211124-6f40c188.pth'
-    ),
-    alpha=0.5,
-    distiller=_base_.distiller,
-)
+model = dict(distiller=_base_.distiller)
 custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

@@ -15,8 +15,7 @@ wide as its last stage; narrower stages keep channels chosen by subcloning.
 """
 
 _base_ = [
-    '../_base_/models/deit_base.py',
-    '../_base_/models/vmamba_transmamba_tiny.py',
+    '../_base_/pairs/deit-base_vmamba-tiny.py',
     '../_base_/distillers/transmamba.py',
     '../_base_/datasets/cifar100_224.py',
     '../_base_/schedules/adamw_cosine_300e.py',
@@ -24,24 +23,15 @@ _base_ = [
 ]
 
 model = dict(
-    type='transmamba.TransMambaDistill',
-    architecture=dict(
-        _base_.student, head=dict(_base_.student.head, num_classes=100)
-    ),
-    teacher=dict(
-        _base_.teacher, head=dict(_base_.teacher.head, num_classes=100)
-    ),
+    architecture=dict(head=dict(num_classes=100)),
+    teacher=dict(head=dict(num_classes=100)),
     teacher_ckpt='work_dirs/deit-base_8xb64-50e_cifar100/epoch_50.pth',
-    alpha=0.5,
     distiller=_base_.distiller,
 )
 custom_hooks = [
     dict(
         type='transmamba.SubcloneInitializer',
         # What the teacher was fine-tuned from, as in its config.
-        reference_ckpt=(
-            'https://download.openmmlab.com/mmclassification/v0/deit/'
-            'deit-base_3rdparty_pt-16xb64_in1k_20211124-6f40c188.pth'
-        ),
+        reference_ckpt=_base_.teacher_weights,
     )
 ]

@@ -13,26 +13,14 @@ wide as its last stage; narrower stages keep channels chosen by subcloning.
 """
 
 _base_ = [
-    '../_base_/models/deit_base.py',
-    '../_base_/models/vmamba_transmamba_tiny.py',
+    '../_base_/pairs/deit-base_vmamba-tiny.py',
     '../_base_/distillers/transmamba.py',
     '../_base_/datasets/imagenet1k_224.py',
     '../_base_/schedules/adamw_cosine_300e.py',
     '../_base_/default_runtime.py',
 ]
 
-model = dict(
-    type='transmamba.TransMambaDistill',
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    # mmpretrain's model zoo: 81.79 % top-1.
-    teacher_ckpt=(
-        'https://download.openmmlab.com/mmclassification/v0/deit/'
-        'deit-base_3rdparty_pt-16xb64_in1k_20211124-6f40c188.pth'
-    ),
-    alpha=0.5,
-    distiller=_base_.distiller,
-)
+model = dict(distiller=_base_.distiller)
 custom_hooks = [
     # Nothing to compare the teacher with: it was trained on these images.
     dict(type='transmamba.SubcloneInitializer', importance='activation')

@@ -14,8 +14,7 @@ The class list of the paper's ImageNet-100 is not known.
 """
 
 _base_ = [
-    '../_base_/models/deit_small.py',
-    '../_base_/models/pmamba_small.py',
+    '../_base_/pairs/deit-small_pmamba-small.py',
     '../_base_/distillers/transmamba.py',
     '../_base_/datasets/imagenet100_224.py',
     '../_base_/schedules/adamw_cosine_300e.py',
@@ -23,15 +22,9 @@ _base_ = [
 ]
 
 model = dict(
-    type='transmamba.TransMambaDistill',
-    architecture=dict(
-        _base_.student, head=dict(_base_.student.head, num_classes=100)
-    ),
-    teacher=dict(
-        _base_.teacher, head=dict(_base_.teacher.head, num_classes=100)
-    ),
+    architecture=dict(head=dict(num_classes=100)),
+    teacher=dict(head=dict(num_classes=100)),
     teacher_ckpt='work_dirs/deit-small_8xb64-50e_imagenet100/epoch_50.pth',
-    alpha=0.5,
     distiller=_base_.distiller,
 )
 custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

@@ -12,8 +12,7 @@ student from scratch. We have not run this config to completion.
 """
 
 _base_ = [
-    '../_base_/models/deit_small.py',
-    '../_base_/models/vim_small.py',
+    '../_base_/pairs/deit-small_vim-small.py',
     '../_base_/distillers/transmamba.py',
     '../_base_/datasets/cifar100_224.py',
     '../_base_/schedules/adamw_cosine_300e.py',
@@ -21,15 +20,9 @@ _base_ = [
 ]
 
 model = dict(
-    type='transmamba.TransMambaDistill',
-    architecture=dict(
-        _base_.student, head=dict(_base_.student.head, num_classes=100)
-    ),
-    teacher=dict(
-        _base_.teacher, head=dict(_base_.teacher.head, num_classes=100)
-    ),
+    architecture=dict(head=dict(num_classes=100)),
+    teacher=dict(head=dict(num_classes=100)),
     teacher_ckpt='work_dirs/deit-small_8xb64-50e_cifar100/epoch_50.pth',
-    alpha=0.5,
     distiller=_base_.distiller,
 )
 custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

@@ -14,24 +14,12 @@ by mmpretrain's account.
 """
 
 _base_ = [
-    '../_base_/models/deit_tiny.py',
-    '../_base_/models/pmamba_tiny.py',
+    '../_base_/pairs/deit-tiny_pmamba-tiny.py',
     '../_base_/distillers/transmamba.py',
     '../_base_/datasets/imagenet1k_224.py',
     '../_base_/schedules/adamw_cosine_300e.py',
     '../_base_/default_runtime.py',
 ]
 
-model = dict(
-    type='transmamba.TransMambaDistill',
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    # mmpretrain's model zoo: 74.5 % top-1.
-    teacher_ckpt=(
-        'https://download.openmmlab.com/mmclassification/v0/deit/'
-        'deit-tiny_pt-4xb256_in1k_20220218-13b382a0.pth'
-    ),
-    alpha=0.5,
-    distiller=_base_.distiller,
-)
+model = dict(distiller=_base_.distiller)
 custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

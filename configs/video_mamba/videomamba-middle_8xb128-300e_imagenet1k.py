@@ -19,13 +19,8 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(
-    _base_.student, backbone=dict(_base_.student.backbone, drop_path_rate=0.5)
-)
-train_dataloader = dict(
-    batch_size=128,
-    sampler=dict(_delete_=True, type='RepeatAugSampler', shuffle=True),
-)
+model = dict(backbone=dict(drop_path_rate=0.5))
+train_dataloader = dict(batch_size=128, sampler=dict(type='RepeatAugSampler'))
 
 # 5e-4 per 512 images, as for the smaller models; 20 epochs of warm-up and
 # half the last learning rate.

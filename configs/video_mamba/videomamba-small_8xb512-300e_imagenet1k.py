@@ -17,13 +17,8 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(
-    _base_.student, backbone=dict(_base_.student.backbone, drop_path_rate=0.15)
-)
+model = dict(backbone=dict(drop_path_rate=0.15))
 # Unlike VideoMamba-Ti, with repeated augmentation, and not clipped.
-train_dataloader = dict(
-    batch_size=512,
-    sampler=dict(_delete_=True, type='RepeatAugSampler', shuffle=True),
-)
+train_dataloader = dict(batch_size=512, sampler=dict(type='RepeatAugSampler'))
 
 optim_wrapper = dict(optimizer=dict(weight_decay=0.05), clip_grad=None)

@@ -17,5 +17,4 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = _base_.student
 train_dataloader = dict(batch_size=512)

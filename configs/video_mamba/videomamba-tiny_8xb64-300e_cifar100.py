@@ -16,4 +16,4 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(_base_.student, head=dict(_base_.student.head, num_classes=100))
+model = dict(head=dict(num_classes=100))

@@ -16,13 +16,8 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(
-    _base_.student, backbone=dict(_base_.student.backbone, drop_path_rate=0.05)
-)
-train_dataloader = dict(
-    batch_size=64,
-    sampler=dict(_delete_=True, type='RepeatAugSampler', shuffle=True),
-)
+model = dict(backbone=dict(drop_path_rate=0.05))
+train_dataloader = dict(batch_size=64, sampler=dict(type='RepeatAugSampler'))
 
 # 1e-3 per 512 images, twice that of Vim-tiny.
 optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05))

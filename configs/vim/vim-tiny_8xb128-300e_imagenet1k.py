@@ -16,10 +16,6 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = _base_.student
-train_dataloader = dict(
-    batch_size=128,
-    sampler=dict(_delete_=True, type='RepeatAugSampler', shuffle=True),
-)
+train_dataloader = dict(batch_size=128, sampler=dict(type='RepeatAugSampler'))
 
 custom_hooks = [_base_.ema_hook]

@@ -16,7 +16,6 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = _base_.student
 train_dataloader = dict(batch_size=128)
 
 custom_hooks = [_base_.ema_hook]

@@ -19,5 +19,4 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = _base_.student
 train_dataloader = dict(batch_size=128)

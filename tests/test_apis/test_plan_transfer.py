@@ -33,7 +33,7 @@ def config(path, **options):
 def test_covers_every_parameter_once(teacher_ckpt):
     cfg = config(QUICKSTART, **{'model.teacher_ckpt': teacher_ckpt})
     plan = plan_transfer(cfg)
-    student = MODELS.build(cfg.student)
+    student = MODELS.build(cfg.model.architecture)
     assert [e.name for e in plan.entries] == [
         name for name, _ in student.named_parameters()
     ]

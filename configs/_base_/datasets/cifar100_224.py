@@ -17,38 +17,21 @@ _base_ = './deit_224.py'
 # CIFAR images come as RGB already.
 data_preprocessor = dict(num_classes=100, to_rgb=False)
 
-_rgb_mean = [123.675, 116.28, 103.53]
-_rgb_std = [58.395, 57.12, 57.375]
+_rgb_mean = _base_.data_preprocessor.mean
+_rgb_std = _base_.data_preprocessor.std
 
+# There is no file to load, and the colours are in the other order.
 train_pipeline = [
+    _base_.train_pipeline[1],
+    _base_.train_pipeline[2],
     dict(
-        type='RandomResizedCrop',
-        scale=224,
-        backend='pillow',
-        interpolation='bicubic',
-    ),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(
-        type='RandAugment',
-        policies='timm_increasing',
-        num_policies=2,
-        total_level=10,
-        magnitude_level=9,
-        magnitude_std=0.5,
+        _base_.train_pipeline[3],
         hparams=dict(
             pad_val=[round(x) for x in _rgb_mean], interpolation='bicubic'
         ),
     ),
-    dict(
-        type='RandomErasing',
-        erase_prob=0.25,
-        mode='rand',
-        min_area_ratio=0.02,
-        max_area_ratio=1 / 3,
-        fill_color=_rgb_mean,
-        fill_std=_rgb_std,
-    ),
-    dict(type='PackInputs'),
+    dict(_base_.train_pipeline[4], fill_color=_rgb_mean, fill_std=_rgb_std),
+    _base_.train_pipeline[5],
 ]
 test_pipeline = [
     dict(
@@ -62,16 +45,14 @@ test_pipeline = [
 
 train_dataloader = dict(
     dataset=dict(
-        type='transmamba.FractionDataset',
-        fraction=1.0,
         dataset=dict(
             type='CIFAR100',
             data_root='data/cifar100',
             split='train',
             download=False,
             pipeline=train_pipeline,
-        ),
-    ),
+        )
+    )
 )
 val_dataloader = dict(
     dataset=dict(
@@ -80,6 +61,6 @@ val_dataloader = dict(
         split='test',
         download=False,
         pipeline=test_pipeline,
-    ),
+    )
 )
 test_dataloader = val_dataloader

@@ -1,4 +1,4 @@
-"""DeiT's augmentation at 224 pixels and data loaders that lack a data set.
+"""DeiT's augmentation at 224 pixels and data loaders, less the data set.
 
 The paper's augmentation is not known to us; this is mmpretrain's recipe for
 DeiT (imagenet_bs64_swin_224). Mixup and CutMix belong to the models
@@ -66,11 +66,17 @@ train_dataloader = dict(
     persistent_workers=False,
     worker_init_fn=dict(type='transmamba.seed_worker'),
     sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='transmamba.FractionDataset',
+        fraction=1.0,
+        dataset=dict(pipeline=train_pipeline),
+    ),
 )
 val_dataloader = dict(
     batch_size=64,
     num_workers=8,
     sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(pipeline=test_pipeline),
 )
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_dataloader = val_dataloader

@@ -7,14 +7,13 @@ data_preprocessor = dict(
     to_rgb=False,
 )
 
-train_pipeline = [
-    dict(type='RandomCrop', crop_size=8, padding=1),
-    dict(type='Resize', scale=(16, 16), interpolation='bicubic'),
-    dict(type='PackInputs'),
-]
 test_pipeline = [
     dict(type='Resize', scale=(16, 16), interpolation='bicubic'),
     dict(type='PackInputs'),
+]
+train_pipeline = [
+    dict(type='RandomCrop', crop_size=8, padding=1),
+    *test_pipeline,
 ]
 
 train_dataloader = dict(

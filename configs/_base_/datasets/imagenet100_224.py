@@ -13,22 +13,16 @@ data_preprocessor = dict(num_classes=100)
 
 train_dataloader = dict(
     dataset=dict(
-        type='transmamba.FractionDataset',
-        fraction=1.0,
         dataset=dict(
             type='CustomDataset',
             data_root='data/imagenet100',
             data_prefix='train',
-            pipeline=_base_.train_pipeline,
-        ),
-    ),
+        )
+    )
 )
 val_dataloader = dict(
     dataset=dict(
-        type='CustomDataset',
-        data_root='data/imagenet100',
-        data_prefix='val',
-        pipeline=_base_.test_pipeline,
-    ),
+        type='CustomDataset', data_root='data/imagenet100', data_prefix='val'
+    )
 )
 test_dataloader = val_dataloader

@@ -11,22 +11,10 @@ data_preprocessor = dict(num_classes=1000)
 
 train_dataloader = dict(
     dataset=dict(
-        type='transmamba.FractionDataset',
-        fraction=1.0,
-        dataset=dict(
-            type='ImageNet',
-            data_root='data/imagenet',
-            split='train',
-            pipeline=_base_.train_pipeline,
-        ),
-    ),
+        dataset=dict(type='ImageNet', data_root='data/imagenet', split='train')
+    )
 )
 val_dataloader = dict(
-    dataset=dict(
-        type='ImageNet',
-        data_root='data/imagenet',
-        split='val',
-        pipeline=_base_.test_pipeline,
-    ),
+    dataset=dict(type='ImageNet', data_root='data/imagenet', split='val')
 )
 test_dataloader = val_dataloader

@@ -1,22 +1,5 @@
-"""Teacher: a small DeiT for 16x16 images, width 64, depth 4, 16 patches."""
+"""The small DeiT for 16x16 images, as the model to train."""
 
-teacher = dict(
-    type='ImageClassifier',
-    backbone=dict(
-        type='VisionTransformer',
-        arch=dict(
-            embed_dims=64,
-            num_layers=4,
-            num_heads=4,
-            feedforward_channels=256,
-        ),
-        img_size=16,
-        patch_size=4,
-    ),
-    head=dict(
-        type='VisionTransformerClsHead',
-        num_classes=10,
-        in_channels=64,
-        loss=dict(type='CrossEntropyLoss'),
-    ),
-)
+_base_ = '../teachers/deit_digits.py'
+
+model = _base_.teacher

@@ -1,6 +1,6 @@
 """Student: a PlainMamba as wide and deep as the small DeiT, with FFNs."""
 
-student = dict(
+model = dict(
     type='ImageClassifier',
     backbone=dict(
         type='transmamba.PlainMamba',

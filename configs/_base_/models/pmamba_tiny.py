@@ -5,31 +5,15 @@ stem, which is what this is; the paper's text describes an FFN, which
 ``ffn_ratio=4`` adds.
 """
 
-student = dict(
-    type='ImageClassifier',
+_base_ = './classifier_224.py'
+
+model = dict(
     backbone=dict(
         type='transmamba.PlainMamba',
         arch='pmamba-tiny',
-        img_size=224,
         patch_size=16,
         stem='conv',
         ffn_ratio=0,
-        drop_path_rate=0.0,
     ),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=1000,
-        in_channels=192,
-        loss=dict(
-            type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'
-        ),
-    ),
-    # Batch augmentation, in distillation too: teacher and student see the
-    # same mixed images.
-    train_cfg=dict(
-        augments=[
-            dict(type='Mixup', alpha=0.8),
-            dict(type='CutMix', alpha=1.0),
-        ]
-    ),
+    head=dict(in_channels=192),
 )

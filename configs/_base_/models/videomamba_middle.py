@@ -2,4 +2,4 @@
 
 _base_ = './videomamba_tiny.py'
 
-student = dict(backbone=dict(arch='middle'), head=dict(in_channels=576))
+model = dict(backbone=dict(arch='middle'), head=dict(in_channels=576))

@@ -2,4 +2,4 @@
 
 _base_ = './videomamba_tiny.py'
 
-student = dict(backbone=dict(arch='small'), head=dict(in_channels=384))
+model = dict(backbone=dict(arch='small'), head=dict(in_channels=384))

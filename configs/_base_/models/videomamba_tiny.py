@@ -1,15 +1,16 @@
 """VideoMamba-Ti as released for images, 224 pixels, 1000 classes."""
 
-_base_ = './vim_tiny.py'
+_base_ = './classifier_224.py'
 
-student = dict(
+model = dict(
     backbone=dict(
-        _delete_=True,
         type='transmamba.VideoMamba',
         arch='tiny',
-        img_size=224,
         patch_size=16,
         out_type='cls_token',
-        drop_path_rate=0.0,
-    )
+    ),
+    head=dict(
+        in_channels=192,
+        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02),
+    ),
 )

@@ -5,4 +5,4 @@ With 100 classes it has 25.5 M parameters, as ViM-S of TransMamba's Table 1.
 
 _base_ = './vim_tiny.py'
 
-student = dict(backbone=dict(arch='small'), head=dict(in_channels=384))
+model = dict(backbone=dict(arch='small'), head=dict(in_channels=384))

@@ -2,7 +2,7 @@
 
 _base_ = './vmamba_tiny.py'
 
-student = dict(
+model = dict(
     backbone=dict(arch='base-s1l20', drop_path_rate=0.5),
     head=dict(in_channels=1024),
 )

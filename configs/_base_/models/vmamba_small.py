@@ -2,4 +2,4 @@
 
 _base_ = './vmamba_tiny.py'
 
-student = dict(backbone=dict(arch='small-s1l20', drop_path_rate=0.3))
+model = dict(backbone=dict(arch='small-s1l20', drop_path_rate=0.3))

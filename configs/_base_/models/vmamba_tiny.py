@@ -2,4 +2,4 @@
 
 _base_ = './vmamba_transmamba_tiny.py'
 
-student = dict(backbone=dict(arch='tiny-s1l8', drop_path_rate=0.2))
+model = dict(backbone=dict(arch='tiny-s1l8', drop_path_rate=0.2))

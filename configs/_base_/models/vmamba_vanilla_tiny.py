@@ -2,4 +2,4 @@
 
 _base_ = './vmamba_tiny.py'
 
-student = dict(backbone=dict(arch='vanilla-tiny', drop_path_rate=0.2))
+model = dict(backbone=dict(arch='vanilla-tiny', drop_path_rate=0.2))

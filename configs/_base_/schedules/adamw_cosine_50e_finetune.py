@@ -8,21 +8,7 @@ _base_ = './adamw_cosine_300e.py'
 optim_wrapper = dict(optimizer=dict(lr=1e-4))
 
 param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=1e-2,
-        by_epoch=True,
-        begin=0,
-        end=5,
-        convert_to_iter_based=True,
-    ),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=1e-6,
-        by_epoch=True,
-        begin=5,
-        end=50,
-        convert_to_iter_based=True,
-    ),
+    dict(_base_.param_scheduler[0], start_factor=1e-2),
+    dict(_base_.param_scheduler[1], eta_min=1e-6, end=50),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=50, val_interval=1)
+train_cfg = dict(max_epochs=50)

@@ -13,14 +13,7 @@ optim_wrapper = dict(
 )
 
 param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=1e-3,
-        by_epoch=True,
-        begin=0,
-        end=20,
-        convert_to_iter_based=True,
-    ),
+    dict(_base_.param_scheduler[0], start_factor=1e-3, end=20),
     dict(
         type='CosineAnnealingLR',
         eta_min_ratio=0.01,

@@ -19,22 +19,8 @@ optim_wrapper = dict(
 )
 
 param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=5e-4,
-        by_epoch=True,
-        begin=0,
-        end=20,
-        convert_to_iter_based=True,
-    ),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=5e-6,
-        by_epoch=True,
-        begin=20,
-        end=300,
-        convert_to_iter_based=True,
-    ),
+    dict(_base_.param_scheduler[0], start_factor=5e-4, end=20),
+    dict(_base_.param_scheduler[1], eta_min=5e-6, begin=20),
 ]
 
 auto_scale_lr = dict(base_batch_size=1024)

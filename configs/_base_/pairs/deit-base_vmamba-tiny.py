@@ -1,0 +1,12 @@
+"""DeiT-B of ImageNet-1k teaches VMamba-T; a method adds the distiller."""
+
+_base_ = ['../models/vmamba_transmamba_tiny.py', '../teachers/deit_base.py']
+
+model = dict(
+    _delete_=True,
+    type='transmamba.TransMambaDistill',
+    architecture=_base_.model,
+    teacher=_base_.teacher,
+    teacher_ckpt=_base_.teacher_weights,
+    alpha=0.5,
+)

@@ -1,0 +1,12 @@
+"""DeiT-S of ImageNet-1k teaches ViM-S; a method adds the distiller."""
+
+_base_ = ['../models/vim_small.py', '../teachers/deit_small.py']
+
+model = dict(
+    _delete_=True,
+    type='transmamba.TransMambaDistill',
+    architecture=_base_.model,
+    teacher=_base_.teacher,
+    teacher_ckpt=_base_.teacher_weights,
+    alpha=0.5,
+)
