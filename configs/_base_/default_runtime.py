@@ -16,6 +16,8 @@ default_hooks = dict(
     epoch_seed=dict(type='transmamba.EpochSeedHook'),
     # An EMA may start from an officially released file.
     bare_file=dict(type='transmamba.BareFileHook'),
+    # Keeps the time of a distillation that changes; idle otherwise.
+    distill_schedule=dict(type='transmamba.DistillScheduleHook'),
     # Checks a distillation config before the first iteration, then logs
     # similarities and weights; idle without a distiller.
     distill_monitor=dict(type='transmamba.DistillMonitor', interval=100),

@@ -11,7 +11,7 @@ quickstart``).
 _base_ = [
     './pmamba_scratch_digits.py',
     '../_base_/teachers/deit_digits.py',
-    '../_base_/distillers/logits_kd.py',
+    '../_base_/methods/logits_kd.py',
 ]
 
 model = dict(
@@ -20,5 +20,7 @@ model = dict(
     architecture=_base_.model,
     teacher=_base_.teacher,
     teacher_ckpt='work_dirs/deit_digits/epoch_60.pth',
-    distiller=_base_.distiller,
+    distiller=dict(
+        type='transmamba.MethodDistiller', methods=[_base_.logits_kd]
+    ),
 )

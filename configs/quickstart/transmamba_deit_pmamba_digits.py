@@ -13,7 +13,7 @@ quickstart``), no more than subcloning alone.
 _base_ = [
     './pmamba_scratch_digits.py',
     '../_base_/teachers/deit_digits.py',
-    '../_base_/distillers/transmamba.py',
+    '../_base_/methods/transmamba.py',
 ]
 
 model = dict(
@@ -23,6 +23,8 @@ model = dict(
     teacher=_base_.teacher,
     teacher_ckpt='work_dirs/deit_digits/epoch_60.pth',
     alpha=0.5,
-    distiller=_base_.distiller,
+    distiller=dict(
+        type='transmamba.MethodDistiller', methods=[_base_.transmamba]
+    ),
 )
 custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

@@ -15,11 +15,11 @@ account.
 
 _base_ = [
     '../_base_/pairs/deit-base_pmamba-base.py',
-    '../_base_/distillers/transmamba.py',
+    '../_base_/methods/transmamba.py',
     '../_base_/datasets/imagenet1k_224.py',
     '../_base_/schedules/adamw_cosine_300e.py',
     '../_base_/default_runtime.py',
 ]
 
-model = dict(distiller=_base_.distiller)
+model = dict(distiller=dict(methods=[_base_.transmamba]))
 custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

@@ -18,7 +18,7 @@ wide as its last stage; narrower stages keep channels chosen by subcloning.
 
 _base_ = [
     '../_base_/pairs/deit-base_vmamba-tiny.py',
-    '../_base_/distillers/transmamba.py',
+    '../_base_/methods/transmamba.py',
     '../_base_/datasets/imagenet100_224.py',
     '../_base_/schedules/adamw_cosine_300e.py',
     '../_base_/default_runtime.py',
@@ -28,7 +28,7 @@ model = dict(
     architecture=dict(head=dict(num_classes=100)),
     teacher=dict(head=dict(num_classes=100)),
     teacher_ckpt='work_dirs/deit-base_8xb64-50e_imagenet100/epoch_50.pth',
-    distiller=_base_.distiller,
+    distiller=dict(methods=[_base_.transmamba]),
 )
 custom_hooks = [
     dict(

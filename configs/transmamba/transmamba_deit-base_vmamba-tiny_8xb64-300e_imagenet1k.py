@@ -14,13 +14,13 @@ wide as its last stage; narrower stages keep channels chosen by subcloning.
 
 _base_ = [
     '../_base_/pairs/deit-base_vmamba-tiny.py',
-    '../_base_/distillers/transmamba.py',
+    '../_base_/methods/transmamba.py',
     '../_base_/datasets/imagenet1k_224.py',
     '../_base_/schedules/adamw_cosine_300e.py',
     '../_base_/default_runtime.py',
 ]
 
-model = dict(distiller=_base_.distiller)
+model = dict(distiller=dict(methods=[_base_.transmamba]))
 custom_hooks = [
     # Nothing to compare the teacher with: it was trained on these images.
     dict(type='transmamba.SubcloneInitializer', importance='activation')

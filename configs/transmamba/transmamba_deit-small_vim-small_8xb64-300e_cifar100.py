@@ -13,7 +13,7 @@ student from scratch. We have not run this config to completion.
 
 _base_ = [
     '../_base_/pairs/deit-small_vim-small.py',
-    '../_base_/distillers/transmamba.py',
+    '../_base_/methods/transmamba.py',
     '../_base_/datasets/cifar100_224.py',
     '../_base_/schedules/adamw_cosine_300e.py',
     '../_base_/default_runtime.py',
@@ -23,6 +23,6 @@ model = dict(
     architecture=dict(head=dict(num_classes=100)),
     teacher=dict(head=dict(num_classes=100)),
     teacher_ckpt='work_dirs/deit-small_8xb64-50e_cifar100/epoch_50.pth',
-    distiller=_base_.distiller,
+    distiller=dict(methods=[_base_.transmamba]),
 )
 custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

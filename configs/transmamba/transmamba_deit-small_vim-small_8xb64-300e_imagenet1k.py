@@ -11,11 +11,11 @@ student from scratch. We have not run this config to completion.
 
 _base_ = [
     '../_base_/pairs/deit-small_vim-small.py',
-    '../_base_/distillers/transmamba.py',
+    '../_base_/methods/transmamba.py',
     '../_base_/datasets/imagenet1k_224.py',
     '../_base_/schedules/adamw_cosine_300e.py',
     '../_base_/default_runtime.py',
 ]
 
-model = dict(distiller=_base_.distiller)
+model = dict(distiller=dict(methods=[_base_.transmamba]))
 custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

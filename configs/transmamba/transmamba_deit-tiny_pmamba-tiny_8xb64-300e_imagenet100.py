@@ -18,7 +18,7 @@ is not known.
 
 _base_ = [
     '../_base_/pairs/deit-tiny_pmamba-tiny.py',
-    '../_base_/distillers/transmamba.py',
+    '../_base_/methods/transmamba.py',
     '../_base_/datasets/imagenet100_224.py',
     '../_base_/schedules/adamw_cosine_300e.py',
     '../_base_/default_runtime.py',
@@ -28,6 +28,6 @@ model = dict(
     architecture=dict(head=dict(num_classes=100)),
     teacher=dict(head=dict(num_classes=100)),
     teacher_ckpt='work_dirs/deit-tiny_8xb64-50e_imagenet100/epoch_50.pth',
-    distiller=_base_.distiller,
+    distiller=dict(methods=[_base_.transmamba]),
 )
 custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

@@ -15,11 +15,5 @@ completion.
 _base_ = './transmamba_deit-tiny_pmamba-tiny_8xb64-300e_cifar100.py'
 
 model = dict(
-    distiller=dict(
-        teacher_recorders=dict(
-            # All layers; the final norm stands for the last one.
-            tokens=dict(source=r'backbone\.layers\.\d+|backbone\.ln1')
-        ),
-        distill_losses=dict(loss_transmamba=dict(teacher_layers='uniform')),
-    )
+    distiller=dict(methods=[dict(_base_.transmamba, teacher_layers='uniform')])
 )

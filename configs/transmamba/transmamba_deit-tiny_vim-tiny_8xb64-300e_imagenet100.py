@@ -15,7 +15,7 @@ The class list of the paper's ImageNet-100 is not known.
 
 _base_ = [
     '../_base_/pairs/deit-tiny_vim-tiny.py',
-    '../_base_/distillers/transmamba.py',
+    '../_base_/methods/transmamba.py',
     '../_base_/datasets/imagenet100_224.py',
     '../_base_/schedules/adamw_cosine_300e.py',
     '../_base_/default_runtime.py',
@@ -25,6 +25,6 @@ model = dict(
     architecture=dict(head=dict(num_classes=100)),
     teacher=dict(head=dict(num_classes=100)),
     teacher_ckpt='work_dirs/deit-tiny_8xb64-50e_imagenet100/epoch_50.pth',
-    distiller=_base_.distiller,
+    distiller=dict(methods=[_base_.transmamba]),
 )
 custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

@@ -9,4 +9,5 @@ model = dict(
     teacher=_base_.teacher,
     teacher_ckpt=_base_.teacher_weights,
     alpha=0.5,
+    distiller=dict(type='transmamba.MethodDistiller'),
 )
