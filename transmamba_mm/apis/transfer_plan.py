@@ -7,6 +7,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
+from transmamba_mm.contract import sides_of
+from transmamba_mm.distill import TransMambaDistill
 from transmamba_mm.registry import HOOKS, MODELS
 from transmamba_mm.transfer import (
     SubcloneInitializer,
@@ -56,9 +58,9 @@ def plan_transfer(cfg: Config, shapes_only: bool = False) -> TransferPlan:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     hook: SubcloneInitializer = HOOKS.build(hook_cfg)
     model = MODELS.build(model_cfg)
-    if not shapes_only and hasattr(model, 'load_teacher'):
+    if not shapes_only and isinstance(model, TransMambaDistill):
         model.load_teacher()
-    elif shapes_only and not hasattr(model, 'teacher'):
+    elif shapes_only and sides_of(model)[1] is None:
         raise TransferError(
             'without a checkpoint the shapes are known only if the config '
             'holds a teacher model; this one has a teacher_ckpt alone'

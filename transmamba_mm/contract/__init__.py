@@ -7,7 +7,7 @@ in :mod:`.families`; :mod:`.roles` is the vocabulary of their parameters,
 """
 
 from .families import FAMILIES, TeacherError, TeacherFamily, register
-from .pair import Pair, PairAware
+from .pair import Pair, PairAware, sides_of
 from .records import TapRecord, TokenRecord
 from .scan_orders import scan_order
 from .student import GridStudent, MambaStudent, Student, find_student
@@ -33,4 +33,5 @@ __all__ = [
     'read_teacher',
     'register',
     'scan_order',
+    'sides_of',
 ]

@@ -4,6 +4,7 @@
 from abc import ABC, abstractmethod
 from typing import Optional
 
+from mmrazor.models.algorithms import SingleTeacherDistill
 from torch import nn
 
 from .student import Student
@@ -49,3 +50,14 @@ class PairAware(ABC):
     @abstractmethod
     def prepare(self, pair: Pair) -> None:
         """Reads what it needs from a pair, and builds its parameters."""
+
+
+def sides_of(model: nn.Module) -> tuple[nn.Module, Optional[nn.Module]]:
+    """The model with the student, and the one with the teacher if any.
+
+    Args:
+        model (nn.Module): A student, or a distillation algorithm.
+    """
+    if isinstance(model, SingleTeacherDistill):
+        return model.student, model.teacher
+    return model, None

@@ -13,7 +13,7 @@ from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import Tensor, nn
 
 from transmamba_mm.checkpoints import read_state_dict
-from transmamba_mm.contract import TeacherWeights, read_teacher
+from transmamba_mm.contract import TeacherWeights, read_teacher, sides_of
 from transmamba_mm.contract.layer_map import LayerMap
 from transmamba_mm.registry import HOOKS, MODELS
 
@@ -140,7 +140,7 @@ class SubcloneInitializer(Hook):
         model = model.module if is_model_wrapper(model) else model
         model.init_weights()
         self.plan = self.make_plan(model, runner.train_dataloader)
-        self.plan.apply(getattr(model, 'student', model))
+        self.plan.apply(sides_of(model)[0])
         runner.logger.info(f'weight subcloning: {self.plan.summary()}')
         if is_main_process():
             path = osp.join(runner.work_dir, 'transfer_plan.json')
@@ -162,15 +162,14 @@ class SubcloneInitializer(Hook):
         """Makes the plan for a model, without changing it.
 
         Args:
-            model (nn.Module): A student, or a distillation model with
-                ``student`` and ``teacher``.
+            model (nn.Module): A student, or a distillation algorithm.
             dataloader (Iterable, optional): Training data, read for
                 ``importance='activation'`` only.
 
         Returns:
             TransferPlan: The plan.
         """
-        student = getattr(model, 'student', model)
+        student, teacher = sides_of(model)
         ssm_weights: Any = None
         if self.ssm_from not in (None, 'attention'):
             ssm_weights = read_state_dict(self.ssm_from)
@@ -179,10 +178,10 @@ class SubcloneInitializer(Hook):
             reference = self._read(read_state_dict(self.reference_ckpt))
         return Subcloner(
             student,
-            self._read(self._teacher_state(model)),
+            self._read(self._teacher_state(model, teacher)),
             importance=self.importance,
             reference=reference,
-            activations=self._activations(model, student, dataloader),
+            activations=self._activations(student, teacher, dataloader),
             layer_map=self.layer_map,
             early_layers=self.early_layers,
             widen=self.widen,
@@ -200,10 +199,11 @@ class SubcloneInitializer(Hook):
     def _read(self, state: dict) -> TeacherWeights:
         return read_teacher(state, self.teacher_backbone)
 
-    def _teacher_state(self, model: nn.Module) -> dict:
+    def _teacher_state(
+        self, model: nn.Module, teacher: Optional[nn.Module]
+    ) -> dict:
         if self.teacher_ckpt is not None:
             return read_state_dict(self.teacher_ckpt)
-        teacher = getattr(model, 'teacher', None)
         if teacher is None:
             raise TransferError(
                 f'{type(model).__name__} holds no teacher: give '
@@ -213,13 +213,12 @@ class SubcloneInitializer(Hook):
 
     def _activations(
         self,
-        model: nn.Module,
         student: nn.Module,
+        teacher: Optional[nn.Module],
         dataloader: Optional[Iterable],
     ) -> Optional[dict]:
         if self.importance != 'activation':
             return None
-        teacher = getattr(model, 'teacher', None)
         if teacher is None and self.teacher is not None:
             teacher = MODELS.build(self.teacher)
             teacher.load_state_dict(read_state_dict(self.teacher_ckpt))
