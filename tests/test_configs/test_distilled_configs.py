@@ -8,14 +8,13 @@ import pytest
 import torch
 from config_cases import (
     DISTILLED,
-    TINY,
     build,
     mixed_batch,
     read,
     readme_row,
     zoo_weights,
 )
-from helpers import ROOT
+from helpers import CONFIGS, ROOT
 from mmengine.config import Config
 from mmpretrain.registry import MODELS
 
@@ -44,15 +43,27 @@ def test_teacher_checkpoint_is_the_output_of_a_config(name):
 
 def test_settings_of_the_distillation_guide():
     guide = (ROOT / 'docs/guides/distillation.md').read_text(encoding='utf-8')
-    (block,) = re.findall(r'```python\n(.+?)```', guide, re.DOTALL)
-    cfg = deepcopy(read(TINY.format('cifar100')))
-    settings = Config.fromstring(block, '.py').to_dict()
-    cfg.merge_from_dict(dict(model=settings))
-    distiller = build(cfg).distiller
-    recorder = distiller.teacher_recorders.get_recorder('tokens')
-    assert recorder.source == r'backbone\.layers\.\d+|backbone\.ln1'
-    loss = distiller.distill_losses['loss_transmamba']
+    blocks = re.findall(r'```python\n(.+?)```', guide, re.DOTALL)
+    start = 'quickstart/transmamba_deit_pmamba_digits.py'
+    others = (CONFIGS / '_base_' / 'methods').glob('*.py')
+    bases = [path for path in others if path.stem != 'transmamba']
+    bases = ', '.join(f"'{path}'" for path in [CONFIGS / start, *bases])
+    distillers = []
+    for block in blocks:
+        settings = Config.fromstring(f'_base_ = [{bases}]\n{block}', '.py')
+        cfg = deepcopy(read(start))
+        cfg.model.distiller = settings.distiller
+        distillers.append(build(cfg).distiller)
+    depth, phases = distillers
+    loss = depth.distill_losses['loss_transmamba']
     assert loss.teacher_layers == 'uniform'
+    assert list(phases.distill_losses) == [
+        'loss_mixer',
+        'loss_hidden',
+        'loss_kl',
+    ]
+    (phase,) = phases.schedule.phases
+    assert (phase.trains, phase.task_loss) == ('mixers', False)
 
 
 @pytest.mark.parametrize(

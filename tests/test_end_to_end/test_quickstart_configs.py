@@ -160,7 +160,8 @@ def test_recorder_typo(monkeypatch):
     message = fail(
         monkeypatch,
         OURS,
-        r'model.distiller.teacher_recorders.tokens.source=backbone\.lnn1',
+        'model.distiller.teacher_recorders.mine.type=transmamba.PatchTokens',
+        r'model.distiller.teacher_recorders.mine.source=backbone\.lnn1',
         error=ValueError,
     )
     assert 'matches no module of ImageClassifier' in message
@@ -170,7 +171,7 @@ def test_misspelt_option_of_a_loss(monkeypatch):
     message = fail(
         monkeypatch,
         OURS,
-        'model.distiller.distill_losses.loss_transmamba.weighting=ratio',
+        'model.distiller.methods.0.weighting=ratio',
         error=ValueError,
     )
     assert 'weighting must be one of softmax, paper_ratio' in message

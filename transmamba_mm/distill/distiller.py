@@ -66,7 +66,8 @@ def _add(parts: dict, new: dict, shared: bool) -> None:
     for name, part in new.items():
         if name in parts and not (shared and parts[name] == part):
             raise ValueError(
-                f'the distiller has {name!r} twice: give one of the methods '
-                f'another name=..., or rename the part'
+                f'the distiller has {name!r} twice: give one of two equal '
+                f'methods another name=..., and options of a method to the '
+                f'method itself, methods=[dict(type=..., tau=...)]'
             )
         parts[name] = part
