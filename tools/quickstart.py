@@ -21,7 +21,10 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--out-dir', help='where logs and figures go')
+    parser.add_argument(
+        '--out-dir',
+        help='where logs and figures go; what is finished there is kept',
+    )
     parser.add_argument(
         '--seeds', type=int, default=3, help='runs of each student'
     )

@@ -1,0 +1,41 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Which runs a grid has, and in which order."""
+
+import pytest
+
+from transmamba_mm.arena import Contestant, Grid
+
+
+def keys(cells):
+    return [cell.key for cell in cells]
+
+
+def test_cells_go_seed_by_seed_and_teachers_first():
+    teacher = Contestant('teacher', 't.py', seeds=[7, 8])
+    student = Contestant('a', 'a.py', needs={'model.teacher_ckpt': 'teacher'})
+    grid = Grid('', [teacher, student, Contestant('b', 'b.py')], range(3))
+    assert keys(grid.cells()) == [
+        *('teacher_seed7', 'a_seed0', 'b_seed0'),
+        *('teacher_seed8', 'a_seed1', 'b_seed1'),
+        *('a_seed2', 'b_seed2'),
+    ]
+    assert keys(grid.cells_of(student)) == ['a_seed0', 'a_seed1', 'a_seed2']
+    last = grid.cells_of(student)[-1]
+    (needed,) = grid.needs(last).items()
+    assert needed == ('model.teacher_ckpt', grid.cells_of(teacher)[0])
+    assert grid.needs(grid.cells_of(teacher)[1]) == {}
+
+
+@pytest.mark.parametrize(
+    ('contestants', 'pairs', 'said'),
+    [
+        ([Contestant('a/b', '')], [], "'a/b' is no folder name"),
+        ([Contestant('a', ''), Contestant('a', '')], [], 'there twice'),
+        ([Contestant('a', '', needs={'k': 'b'})], [], "'b'.*not before it"),
+        ([Contestant('a', '', needs={'k': 'a'})], [], "'a'.*not before it"),
+        ([Contestant('a', '')], [('a', 'c')], "'c'.*do not take part"),
+    ],
+)
+def test_refused(contestants, pairs, said):
+    with pytest.raises(ValueError, match=said):
+        Grid('', contestants, [0], pairs=pairs)

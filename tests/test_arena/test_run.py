@@ -1,0 +1,316 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Cells that finish, fail, are interrupted, and change."""
+
+import fcntl
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import CONFIGS, start_tool
+from mmengine.config import Config
+from mmengine.device import get_device
+
+from transmamba_mm.arena import Contestant, Grid, run_grid
+from transmamba_mm.arena.results import read_result, read_results
+from transmamba_mm.arena.run import plan_jobs, train_config
+
+CONFIG = """
+train_cfg = dict(max_epochs=2)
+randomness = dict(seed=0)
+model = dict(teacher_ckpt=None)
+"""
+
+
+def note_attempt(cfg):
+    with open(Path(cfg.work_dir).parent / 'attempts', 'a') as file:
+        file.write(f'{cfg.get("load_from")}\n')
+
+
+def attempts(folder):
+    path = folder / 'attempts'
+    return path.read_text().split() if path.exists() else []
+
+
+def save_checkpoint(cfg):
+    path = Path(cfg.work_dir) / 'epoch_1.pth'
+    path.write_text('weights')
+    (path.parent / 'last_checkpoint').write_text(str(path))
+
+
+def pretend(cfg, report):
+    """Stands in for training; what it measures tells how it was run."""
+    start = time.monotonic()
+    note_attempt(cfg)
+    if cfg.get('custom_imports'):
+        assert 'only_of_this_config' in sys.modules
+    if cfg.get('fails'):
+        print('on the way')
+        raise ValueError('the loss is nan')
+    teacher = cfg.model.teacher_ckpt
+    assert teacher is None or Path(teacher).read_text() == 'weights'
+    save_checkpoint(cfg)
+    if cfg.get('dies') and cfg.get('load_from') is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert cfg.get('resume', False) == (cfg.get('load_from') is not None)
+    report(2, 2)
+    time.sleep(cfg.get('pause', 0))
+    return dict(
+        accuracy=[
+            (os.getpid(), cfg.randomness.seed),
+            (torch.get_num_threads(), start),
+            (2, time.monotonic()),
+        ],
+        similarity={},
+    )
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def pair(config, teacher=(), student=(), seeds=(0,)):
+    """A grid of a teacher and its student, with options of theirs."""
+    needs = {'model.teacher_ckpt': 'teacher'}
+    return Grid(
+        'pair',
+        [
+            Contestant('teacher', config, dict(teacher), seeds=[0]),
+            Contestant('student', config, dict(student), needs),
+        ],
+        seeds,
+    )
+
+
+def test_each_cell_has_a_process_with_one_thread(tmp_path, config, capsys):
+    grid = Grid(
+        '',
+        [Contestant('a', config), Contestant('b', config)],
+        range(2),
+        options=dict(pause=0.3),
+    )
+    assert run_grid(grid, tmp_path, workers=2, train=pretend) == []
+    results = read_results(grid, tmp_path)
+    assert [result.accuracy[0][1] for result in results] == [0, 1, 0, 1]
+    assert len({result.accuracy[0][0] for result in results}) == 4
+    assert {result.accuracy[1][0] for result in results} == {1}
+    spans = [(run.accuracy[1][1], run.accuracy[2][1]) for run in results]
+    most = max(sum(a <= t < b for a, b in spans) for t, _ in spans)
+    assert most <= 2
+    out = capsys.readouterr().out
+    assert '[100 %]' in out and 'left' in out and 'finished' not in out
+
+
+def test_finished_cells_are_not_run_again(tmp_path, config, capsys):
+    assert run_grid(pair(config), tmp_path, train=pretend) == []
+    more = pair(config, seeds=(0, 1))
+    assert run_grid(more, tmp_path, train=pretend) == []
+    assert '2 of 3 cells are finished' in capsys.readouterr().out
+    assert run_grid(more, tmp_path, train=pretend) == []
+    for cell in more.cells():
+        assert attempts(tmp_path / cell.key) == ['None']
+
+
+def test_changed_config_runs_again(tmp_path, config, capsys):
+    """From the start, and so does what was made with it."""
+    changed = [pair(config, student=[('lr', 2)]), pair(config, [('lr', 3)])]
+    run_grid(pair(config), tmp_path, train=pretend)
+    before = read_result(tmp_path / 'student_seed0').digest
+    assert run_grid(changed[0], tmp_path, train=pretend) == []
+    assert read_result(tmp_path / 'student_seed0').digest != before
+    assert attempts(tmp_path / 'teacher_seed0') == ['None']
+    assert attempts(tmp_path / 'student_seed0') == ['None'] * 2
+    out = capsys.readouterr().out
+    assert 'student_seed0: its config has changed, it runs again' in out
+    assert 'teacher_seed0: its' not in out
+    assert run_grid(changed[1], tmp_path, train=pretend) == []
+    assert attempts(tmp_path / 'teacher_seed0') == ['None'] * 2
+    assert attempts(tmp_path / 'student_seed0') == ['None'] * 3
+    # No result remains that is of neither config.
+    bad = pair(config, student=[('fails', True)])
+    assert run_grid(bad, tmp_path, train=pretend) == ['student_seed0']
+    assert read_result(tmp_path / 'student_seed0') is None
+    # The first one's checkpoint is still there to continue from.
+    assert run_grid(pair(config), tmp_path, train=pretend) == []
+    assert read_result(tmp_path / 'student_seed0').digest == before
+    assert attempts(tmp_path / 'student_seed0')[-1].endswith('epoch_1.pth')
+
+
+def test_digest_is_of_the_content(tmp_path, config):
+    elsewhere = tmp_path / 'elsewhere' / 'copy.py'
+    elsewhere.parent.mkdir()
+    elsewhere.write_text('# as it was\n' + CONFIG)
+    here = plan_jobs(pair(config), tmp_path)
+    there = plan_jobs(pair(str(elsewhere)), elsewhere.parent)
+    assert [job.digest for job in here] == [job.digest for job in there]
+    assert len({job.digest for job in here}) == 2
+
+
+def test_interrupted_cell_continues(tmp_path, config, capsys):
+    """Also where its folder has another name by then."""
+    grid, first = pair(config, [('dies', True)]), tmp_path / 'first'
+    assert run_grid(grid, first, train=pretend) == [
+        *('teacher_seed0', 'student_seed0')
+    ]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith('error: teacher_seed0 failed with exit code -9')
+    assert said[1:] == [
+        'error: student_seed0 is left out, as it needs one that failed'
+    ]
+    second = first.rename(tmp_path / 'second')
+    assert run_grid(grid, second, train=pretend) == []
+    (job, _) = plan_jobs(grid, second)
+    assert attempts(job.folder) == ['None', job.checkpoint()]
+
+
+def test_failing_cell_is_named_and_others_go_on(tmp_path, config, capsys):
+    contestants = [
+        Contestant('bad', config, dict(fails=True), seeds=[0]),
+        Contestant('good', config),
+    ]
+    grid = Grid('', contestants, range(2))
+    failed = run_grid(grid, tmp_path, workers=1, train=pretend)
+    assert failed == ['bad_seed0']
+    assert [r.name for r in read_results(grid, tmp_path)] == ['good'] * 2
+    log = tmp_path / 'bad_seed0' / 'console.log'
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == (
+        'error: bad_seed0 failed with exit code 1: ValueError: the loss is '
+        f'nan; see {log}'
+    )
+    assert 'on the way' in log.read_text()
+    # It is tried again, the others are not.
+    assert run_grid(grid, tmp_path, train=pretend) == ['bad_seed0']
+    assert len(attempts(tmp_path / 'bad_seed0')) == 2
+    assert len(attempts(tmp_path / 'good_seed0')) == 1
+
+
+def fail(cfg, report):
+    raise RuntimeError
+
+
+def test_lost_checkpoint_is_made_again_when_needed(tmp_path, config):
+    run_grid(pair(config), tmp_path, train=pretend)
+    for path in tmp_path.glob('teacher_seed0/*/'):
+        shutil.rmtree(path)
+    assert run_grid(pair(config), tmp_path, train=pretend) == []
+    assert len(attempts(tmp_path / 'teacher_seed0')) == 1
+    more = pair(config, seeds=(0, 1))
+    assert run_grid(more, tmp_path, train=fail) == [
+        *('teacher_seed0', 'student_seed1')
+    ]
+    assert run_grid(more, tmp_path, train=pretend) == []
+    assert len(attempts(tmp_path / 'teacher_seed0')) == 2
+    assert len(attempts(tmp_path / 'student_seed0')) == 1
+
+
+def test_modules_of_the_config_are_imported(tmp_path, config, monkeypatch):
+    (tmp_path / 'only_of_this_config.py').touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    Path(config).write_text(
+        f"{CONFIG}custom_imports = dict(imports=['only_of_this_config'])\n"
+    )
+    grid = Grid('', [Contestant('a', config)], [0])
+    assert run_grid(grid, tmp_path, train=pretend) == []
+
+
+def endless(cfg, report):
+    """Stands in for a long run; holds a lock while its process lives."""
+    with open(Path(cfg.work_dir).parent / 'lock', 'w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            report(1, 2)
+            time.sleep(0.05)
+
+
+def is_locked(path):
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def wait_until(condition, process=None):
+    end = time.monotonic() + 120
+    while not condition():
+        if process is not None and process.poll() is not None:
+            pytest.fail(process.communicate()[0])
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_killed_arena_leaves_no_process_behind(tmp_path, config):
+    script = tmp_path / 'script.py'
+    script.write_text(
+        f'import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n'
+        f'sys.path.insert(1, {str(Path(__file__).parents[1])!r})\n'
+        'import test_run\n'
+        "if __name__ == '__main__':\n"
+        f'    grid = test_run.pair({config!r})\n'
+        f'    test_run.run_grid(grid, {str(tmp_path)!r}, 2, test_run.endless)'
+    )
+    process = start_tool(tmp_path, script)
+    lock = tmp_path / 'teacher_seed0' / 'lock'
+    try:
+        wait_until(lambda: lock.exists() and is_locked(lock), process)
+    finally:
+        process.kill()
+        process.communicate()
+    wait_until(lambda: not is_locked(lock))
+    assert run_grid(pair(config), tmp_path, train=pretend) == []
+
+
+# ---------------------------------------------------------- real training
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(epoch, epochs):
+    raise Interrupted
+
+
+@pytest.mark.skipif(get_device() != 'cpu', reason='equal on a CPU')
+def test_training_continues_to_the_same_curves(tmp_path):
+    def small(name, **more):
+        cfg = Config.fromfile(CONFIGS / 'quickstart/pmamba_scratch_digits.py')
+        cfg.merge_from_dict(
+            {
+                'train_cfg.max_epochs': 2,
+                'train_dataloader.dataset.fraction': 0.05,
+                'experiment_name': f'{tmp_path}-{name}-{len(more)}',
+                'work_dir': str(tmp_path / name),
+                **more,
+            }
+        )
+        return cfg
+
+    told = []
+    whole = train_config(small('whole'), lambda *args: told.append(args))
+    assert told == [(1, 2), (2, 2)]
+    assert [epoch for epoch, _ in whole['accuracy']] == [1, 2]
+    with pytest.raises(Interrupted):
+        train_config(small('part'), interrupt)
+    newest = str(tmp_path / 'part' / 'epoch_1.pth')
+    found = train_config(
+        small('part', resume=True, load_from=newest), lambda *args: None
+    )
+    assert found['accuracy'][-1] == whole['accuracy'][-1]
+    # Interrupted between the last checkpoint and its validation.
+    for path in (tmp_path / 'whole').glob('*/vis_data/scalars.json'):
+        path.unlink()
+    newest = str(tmp_path / 'whole' / 'epoch_2.pth')
+    found = train_config(
+        small('whole', resume=True, load_from=newest), lambda *args: None
+    )
+    assert found['accuracy'] == whole['accuracy'][-1:]
