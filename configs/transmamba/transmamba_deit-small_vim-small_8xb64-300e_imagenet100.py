@@ -27,4 +27,3 @@ model = dict(
     teacher_ckpt='work_dirs/deit-small_8xb64-50e_imagenet100/epoch_50.pth',
     distiller=dict(methods=[_base_.transmamba]),
 )
-custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

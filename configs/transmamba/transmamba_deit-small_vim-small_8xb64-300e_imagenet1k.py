@@ -18,4 +18,3 @@ _base_ = [
 ]
 
 model = dict(distiller=dict(methods=[_base_.transmamba]))
-custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

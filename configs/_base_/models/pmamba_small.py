@@ -1,5 +1,8 @@
 """Student: PMamba-S of the paper's Table 1, 224 pixels, 1000 classes."""
 
-_base_ = './pmamba_tiny.py'
+_base_ = './classifier_224.py'
 
-model = dict(backbone=dict(arch='pmamba-small'), head=dict(in_channels=384))
+model = dict(
+    backbone=dict(type='transmamba.PlainMamba', arch='pmamba-small'),
+    head=dict(in_channels=384),
+)

@@ -11,3 +11,5 @@ model = dict(
     alpha=0.5,
     distiller=dict(type='transmamba.MethodDistiller'),
 )
+# Stage one.
+custom_hooks = [dict(type='transmamba.SubcloneInitializer')]
