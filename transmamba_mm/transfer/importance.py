@@ -28,8 +28,6 @@ from .plan import TransferError
 #: Criteria of :func:`score_channels`.
 CRITERIA = ('least_changed', 'activation', 'magnitude', 'first', 'random')
 
-_SELECTABLE = (RESIDUAL, HIDDEN, INNER)
-
 
 def axis_name(axis: str, layer: Optional[int]) -> str:
     """Name of an index set: one residual set, the others per layer."""
@@ -41,10 +39,14 @@ def _score_tensors(
 ) -> dict[str, Tensor]:
     """Averages a non-negative measure over the tensors of each axis."""
     sums, counts = {}, defaultdict(int)
+    # Streams of several widths have no channels in common to choose from.
+    selectable = {RESIDUAL, HIDDEN, INNER}
+    if len(set(teacher.layer_dims)) > 1:
+        selectable.discard(RESIDUAL)
     for role, tensor in teacher.tensors.items():
         layer, kind = split_role(role)
         for dim, axis in enumerate(AXES.get(kind, ())):
-            if axis not in _SELECTABLE:
+            if axis not in selectable:
                 continue
             value = measure(role, tensor).unsqueeze(-1)
             score = value.transpose(0, dim).flatten(1).mean(1)
