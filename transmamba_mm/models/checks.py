@@ -117,12 +117,6 @@ def check_number(
     return value
 
 
-def check_positive(name: str, value: Any) -> float:
-    """Checks a finite number above 0, and returns it as it is."""
-    _require(_is_number(value) and value > 0, name, 'above 0', value)
-    return value
-
-
 def check_width(name: str, ratio: Any, dims: int, instead: str = '') -> int:
     """Checks the ratio of two widths.
 

@@ -53,8 +53,6 @@ class Golden:
             return {k: torch.tensor(v) for k, v in self.group('sd').items()}
         state = {}
         for key, shape, is_norm in self.meta['state_spec']:
-            if key.startswith('rope.freqs_'):
-                continue  # These keep their true values.
             value = recipe_tensor(self.config['seed'], key, shape, is_norm)
             total, squares = self.meta['checksum'][key]
             # The checksums were taken in float32.

@@ -17,13 +17,12 @@ from helpers import randomise
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from transmamba_mm.checkpoints import CheckpointError
+from transmamba_mm.checkpoints import NOTE
 from transmamba_mm.contract.class_tokens import join_class_tokens
 from transmamba_mm.distill.recorders import DirectionTapsRecorder
 from transmamba_mm.models import VisionMamba
 from transmamba_mm.ops import invert_order, reorder
 
-ROPES = (True, 'residual')
 WITH_FFN = dict(embed_dims=16, num_layers=3, ffn_ratio=2)
 
 
@@ -38,93 +37,7 @@ def backbone(seed=0, **kwargs):
     return net.eval()
 
 
-# ------------------------------------------------------ rotary positions
-
-
-@pytest.mark.parametrize('rope', ROPES)
-@pytest.mark.parametrize('class_token', ['middle', 'head', 'none'])
-@pytest.mark.parametrize('size', [(16, 16), (20, 12)])
-def test_rope_is_that_of_the_two_streams(rope, class_token, size):
-    """The original's way: outputs are added one layer later.
-
-    Before each layer the previous layer's output is rotated and, as an
-    option, the sum of all before it.
-    """
-    net = backbone(rope=rope, class_token=class_token)
-    x, grid = net._embed(images(*size))
-    hidden, residual = x, None
-    for layer in net.layers:
-        hidden = net.rope(hidden, grid)
-        if residual is not None and rope == 'residual':
-            residual = net.rope(residual, grid)
-        residual = hidden if residual is None else residual + hidden
-        hidden = layer.mixer(layer.norm(residual), grid)
-    expected = net.norm_f(residual + hidden)
-    given = net._run_layers(net.rope(x, grid), grid)[0]
-    torch.testing.assert_close(given, expected, **CLOSE)
-
-
-def test_rope_turns_what_layers_read_and_no_more():
-    net = backbone(rope=True, out_indices=(0, 1, 2))
-    plain = backbone(out_indices=(0, 1, 2))
-    plain.load_state_dict(net.state_dict(), strict=False)
-    x = images(16, 16)
-    read = []
-    net.layers[0].register_forward_pre_hook(
-        lambda m, args: read.append(args[0])
-    )
-    outs = net(x)
-    torch.testing.assert_close(
-        read[0], net.rope(net._embed(x)[0], (4, 4)), **CLOSE
-    )
-    # The first token stays: it is the first patch.
-    assert read[0][:, 0].equal(net._embed(x)[0][:, 0])
-    for a, b in zip(outs, plain(x)):
-        assert not torch.allclose(a, b, **CLOSE)
-
-
-@pytest.mark.parametrize('rope', ROPES)
-def test_rope_with_checkpointing_taps_and_other_sizes(rope):
-    x = images(24, 20)
-    grads = []
-    for with_cp in (False, True):
-        net = backbone(rope=rope, with_cp=with_cp).train()
-        recorder = DirectionTapsRecorder('out')
-        recorder.initialize(net)
-        with recorder:
-            (out,) = net(x)
-        records = recorder.get_record_data()
-        assert [r.grid for r in records] == [(6, 5)] * 6
-        (out.pow(3).sum() + records[0].tokens.pow(3).sum()).backward()
-        grads.append([p.grad for p in net.parameters()])
-    for a, b in zip(*grads):
-        torch.testing.assert_close(a, b, **CLOSE)
-
-
-def test_rope_loads_a_checkpoint_of_another_size():
-    source, net = backbone(rope=True), backbone(rope=True, img_size=(24, 16))
-    tables = net.rope.freqs_cos.clone()
-    assert {'rope.freqs_cos', 'rope.freqs_sin'} <= set(source.state_dict())
-    net.load_state_dict(source.state_dict(), strict=True)
-    assert net.rope.freqs_cos.equal(tables)
-
-
-def test_span_of_rope():
-    near, far = (backbone(rope=True, rope_span=s) for s in (1, 14))
-    assert not near(images(16, 16))[0].equal(far(images(16, 16))[0])
-    assert far.rope.span == 14
-    with pytest.raises(CheckpointError, match='rope_span is 14 there and 1'):
-        near.load_state_dict(far.state_dict())
-
-
 # ------------------------------------------------ one direction, positions
-
-
-def test_compiled_rope_of_another_grid():
-    net = backbone(rope=True)
-    x = images(20, 28)
-    out = torch.compile(net, backend='aot_eager', fullgraph=True)(x)[0]
-    torch.testing.assert_close(out, net(x)[0], **CLOSE)
 
 
 @pytest.mark.parametrize('class_token', ['head', 'none'])
@@ -176,6 +89,29 @@ def test_without_learned_positions():
     # As in the original, dropout belongs to the positions.
     tokens, _ = net.train()._embed(images(16, 16))
     assert tokens.ne(0).all()
+
+
+# --------------------------------------------- options that there were
+
+
+def noted(net, **more):
+    """Its state dict, with more in the note of its layout."""
+    state = net.state_dict()
+    state._metadata[''][NOTE].update(more)
+    return state
+
+
+def test_notes_may_tell_of_options_that_are_gone():
+    source, net = backbone(seed=1), backbone()
+    net.load_state_dict(noted(source, rope_residual=False, rope_span=14))
+    assert net.pos_embed.equal(source.pos_embed)
+
+
+def test_weights_of_a_rotary_model_are_refused():
+    state = noted(backbone(), rope_residual=True, rope_span=14)
+    state['rope.freqs_cos'] = torch.ones(16, 16)
+    with pytest.raises(RuntimeError, match=r'rope\.freqs_cos'):
+        backbone().load_state_dict(state)
 
 
 # --------------------------------------------------------------- pooling
@@ -258,6 +194,7 @@ def test_ssm_cfg_is_that_of_the_mixer():
     ('build', 'message'),
     [
         (dict(if_bidirectional=True), 'if_bidirectional is not supported'),
+        (dict(if_rope=True), 'if_rope is not supported'),
         (dict(new_option=1), r"unknown: \['new_option'\]"),
     ],
 )
@@ -292,18 +229,6 @@ def test_heads_of_official_models():
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(rope='rows'), "True, False or 'residual', got 'rows'"),
-        (
-            dict(rope=True, class_token='double'),
-            "how to rotate class_token='double'",
-        ),
-        (
-            dict(rope=True, arch=dict(embed_dims=18, num_layers=1)),
-            'a multiple of 4, got 18',
-        ),
-        (dict(rope=True, rope_span=0), 'rope_span must be above 0, got 0'),
-        (dict(rope_span=-14), 'rope_span must be above 0, got -14'),
-        (dict(rope=True, rope_span='14'), "rope_span must be .* got '14'"),
         (
             dict(class_token='none', out_type='cls_token'),
             "set out_type='avg_featmap'",
@@ -357,9 +282,3 @@ def test_start_values_with_an_ffn():
         assert first.weight.std().item() == pytest.approx(0.02, rel=0.1)
         assert second.weight.std().item() == pytest.approx(0.005, rel=0.1)
         assert not first.bias.any() and not second.bias.any()
-
-
-def test_rope_with_an_ffn():
-    with pytest.raises(ValueError, match=r"rope='residual', or an arch"):
-        backbone(arch=WITH_FFN, rope=True)
-    assert backbone(arch=WITH_FFN, rope='residual').rope is not None

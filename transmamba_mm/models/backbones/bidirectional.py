@@ -27,9 +27,6 @@ from ..layers.norm import build_token_norm
 from ..layers.precision import widened
 from .base import MambaBackbone
 
-#: Maps tokens (B, L, C) to rotated ones.
-Rotation = Callable[[Tensor], Tensor]
-
 
 class BidirectionalBlock(BaseModule):
     """A norm and a mixer, added to the residual stream; optionally an FFN.
@@ -63,24 +60,19 @@ class BidirectionalBlock(BaseModule):
             self.norm2 = build_token_norm(norm_cfg, embed_dims)
             self.ffn = FFN(embed_dims, ffn_ratio, drop_path_rate)
 
-    def forward(
-        self, x: Tensor, grid: Grid, rotate: Optional[Rotation] = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Mixes tokens.
 
         Args:
             x (Tensor): Residual stream (B, L, C), class tokens included.
             grid (tuple[int, ...]): Patch grid.
-            rotate (Callable, optional): Applied to the mixer's output
-                before it is added. Defaults to None.
 
         Returns:
             Tensor: Residual stream (B, L, C).
         """
         # The stream may be wider than the weights; see residual_in_fp32.
         dtype = self.norm.weight.dtype
-        mixed = self.drop_path(self.mixer(self.norm(x.to(dtype)), grid))
-        x = x + (mixed if rotate is None else rotate(mixed))
+        x = x + self.drop_path(self.mixer(self.norm(x.to(dtype)), grid))
         if self.ffn is not None:
             x = self.ffn(self.norm2(x.to(dtype)), identity=x)
         return x

@@ -12,13 +12,14 @@ position embedding is stretched to them, around the class token wherever it
 stands; layer outputs, feature maps and the taps of each direction are
 available. The gradient of ``bimamba_type='v1'`` is the true one; the
 original's fused kernel lost a part of it. ``if_bidirectional``, randomly
-placed class tokens and shuffled or flipped sequences, which no released model
-has, are not supported. Beyond the original, blocks may have an FFN.
+placed class tokens, rotary positions and shuffled or flipped sequences, which
+no released model has, are not supported. Beyond the original, blocks may have
+an FFN.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, Optional, Union
+from typing import ClassVar, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,7 @@ from transmamba_mm.contract.class_tokens import split_class_tokens
 from transmamba_mm.contract.taps import Grid
 from transmamba_mm.registry import MODELS
 
-from ..checks import check_positive
-from ..layers import OverlapPatchEmbed, RotaryPositions
+from ..layers import OverlapPatchEmbed
 from .bidirectional import BidirectionalBackbone
 
 # A standard normal distribution, cut off at two standard deviations, has
@@ -72,13 +72,6 @@ class VisionMamba(BidirectionalBackbone):
             features are their mean) or ``'none'``. Defaults to ``'middle'``.
         abs_pos_embed (bool): Whether positions are learned and added.
             Defaults to True.
-        rope (bool | str): Rotary positions: before each layer, rotate the
-            previous layer's output (True) or the whole residual stream
-            (``'residual'``, ``if_rope_residual`` of the original). See
-            :class:`~transmamba_mm.models.layers.RotaryPositions`. Defaults
-            to False.
-        rope_span (float): Positions along a side, however many patches it
-            has (``pt_hw_seq_len`` of the original). Defaults to 14.
         mixer_cfg (dict): Further arguments of
             :class:`~transmamba_mm.models.layers.BidirectionalMixer`, e.g.
             ``dict(bimamba_type='v1', divide_out=False)``. Defaults to
@@ -95,9 +88,7 @@ class VisionMamba(BidirectionalBackbone):
             Defaults to 0.
         final_norm (bool): Normalise the last layer's output with
             ``norm_f``. Defaults to True.
-        out_indices (Sequence[int] | int): See :class:`MambaBackbone`. With
-            rotary positions, the output of a layer before the last is what
-            the next layer reads.
+        out_indices (Sequence[int] | int): See :class:`MambaBackbone`.
         out_type (str): See :class:`MambaBackbone`. ``'raw'`` includes the
             class tokens. ``'featmap'`` and ``'avg_featmap'`` do not.
             ``'last_token'`` (B, C) is the last patch. Defaults to
@@ -155,8 +146,6 @@ class VisionMamba(BidirectionalBackbone):
         in_channels: int = 3,
         class_token: str = 'middle',
         abs_pos_embed: bool = True,
-        rope: Union[bool, str] = False,
-        rope_span: float = 14,
         mixer_cfg: Optional[dict] = None,
         norm_cfg: Optional[dict] = None,
         residual_in_fp32: bool = True,
@@ -194,54 +183,8 @@ class VisionMamba(BidirectionalBackbone):
             with_cp=with_cp,
             init_cfg=init_cfg,
         )
-        self._check_rope(rope)
-        check_positive('rope_span', rope_span)
-        self.rope_residual = rope == 'residual'
-        self.rope = (
-            RotaryPositions(
-                self.embed_dims, self.patch_embed.init_out_size, rope_span
-            )
-            if rope
-            else None
-        )
         self._draw_start_values()
         self._freeze_stages()
-
-    def fitted(
-        self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        """Keeps the rotations of this grid, too."""
-        tensors = super().fitted(tensors, note)
-        if self.rope is not None:
-            self.rope.keep_own_tables(tensors, 'rope.')
-        return tensors
-
-    @property
-    def layout(self) -> dict[str, Any]:
-        """See :attr:`MambaBackbone.layout`."""
-        if self.rope is None:
-            return super().layout
-        return {
-            **super().layout,
-            'rope_residual': self.rope_residual,
-            'rope_span': self.rope.span,
-        }
-
-    def _check_rope(self, rope: Union[bool, str]) -> None:
-        if rope not in (True, False, 'residual'):
-            raise ValueError(
-                f"rope must be True, False or 'residual', got {rope!r}"
-            )
-        if rope and self.class_token == 'double':
-            raise ValueError(
-                "rope does not say how to rotate class_token='double': use "
-                "class_token='head', 'middle' or 'none'"
-            )
-        if rope is True and self.layers[0].ffn is not None:
-            raise ValueError(
-                "rope=True rotates a mixer's output and does not say what of "
-                "an FFN's: use rope='residual', or an arch without ffn_ratio"
-            )
 
     @torch.no_grad()
     def _draw_start_values(self) -> None:
@@ -265,19 +208,7 @@ class VisionMamba(BidirectionalBackbone):
         Raises:
             ValueError: If an image is smaller than a patch.
         """
-        x, grid = self._embed(x)
-        if self.rope is not None:
-            x = self.rope(x, grid)
-        return self._run_layers(x, grid)
-
-    def _run_layer(self, index: int, x: Tensor, grid: Grid) -> Tensor:
-        """Runs one layer, and rotates what the next one reads."""
-        if self.rope is None or index == len(self.layers) - 1:
-            return super()._run_layer(index, x, grid)
-        rotate = partial(self.rope, grid=grid)
-        if self.rope_residual:
-            return rotate(super()._run_layer(index, x, grid))
-        return self._run_block(self.layers[index], x, grid, rotate)
+        return self._run_layers(*self._embed(x))
 
     def _format_tokens(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Shapes a token sequence (B, L, C) as ``out_type`` says."""

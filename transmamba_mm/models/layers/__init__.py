@@ -7,7 +7,6 @@ from .linear import Linear
 from .norm import RMSNorm
 from .patch_embed import ConvPatchEmbed, OverlapPatchEmbed, TubeletPatchEmbed
 from .plain_mamba_mixer import PlainMambaMixer
-from .rope import RotaryPositions
 
 __all__ = [
     'FFN',
@@ -19,6 +18,5 @@ __all__ = [
     'OverlapPatchEmbed',
     'PlainMambaMixer',
     'RMSNorm',
-    'RotaryPositions',
     'TubeletPatchEmbed',
 ]
