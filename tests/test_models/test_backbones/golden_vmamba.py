@@ -17,24 +17,22 @@ SAME = ('v01', 'v02', 'v03', 'v04', 'v05', 'v2', 'v3')
 SCAN_TOLERANCE = 1e-6
 
 
+# What only one value is supported of.
+ONLY = dict(
+    ssm_dt_rank='auto',
+    ssm_conv=3,
+    ssm_act_layer='silu',
+    ssm_init='v0',
+    gmlp=False,
+    mlp_act_layer='gelu',
+    patch_norm=True,
+    posembed=False,
+)
+
+
 def parse_forward_type(text):
-    """The options of :class:`VMamba` that a ``forward_type`` stands for."""
-    options = dict(gated=True, gate_act=True, out_act=False, out_norm=True)
-    postfixes = {
-        '_no32': {},
-        '_oact': dict(out_act=True),
-        '_noz': dict(gated=False),
-        '_nozact': dict(gate_act=False),
-        '_onnone': dict(out_norm=False),
-        '_ondwconv3': dict(out_norm='dwconv3'),
-        '_oncnorm': dict(out_norm='cnorm'),
-    }
-    base, found = text, True
-    while found:
-        found = [name for name in postfixes if base.endswith(name)]
-        for name in found[:1]:
-            options.update(postfixes[name])
-            base = base.removesuffix(name)
+    """What a ``forward_type`` stands for: gated or not, and directions."""
+    base = text.removesuffix('_no32').removesuffix('_noz')
     directions = VMamba.DIRECTIONS['cross']
     if base in ('v051d', 'v052d'):
         directions = VMamba.DIRECTIONS[base]
@@ -42,44 +40,35 @@ def parse_forward_type(text):
         raise NotImplementedError(
             f'forward_type {text!r}: {base!r} is not supported by VMamba'
         )
-    return options, directions
+    return '_noz' not in text, directions
 
 
 def read_build(build):
     """Arguments of :class:`VMamba` for an official model's arguments."""
     build = dict(build)
     forward_type = build.pop('forward_type')
-    options, directions = parse_forward_type(forward_type)
+    gated, directions = parse_forward_type(forward_type)
     if forward_type in ('v0', 'v0seq'):
-        # The first version knows nothing of these settings.
-        build.update(
-            ssm_conv=3, ssm_conv_bias=True, ssm_act_layer='silu', ssm_init='v0'
-        )
-    rank = build.pop('ssm_dt_rank')
-    dims = build.pop('dims')
+        # The first version knows nothing of this setting.
+        build['ssm_conv_bias'] = True
+    for name, value in ONLY.items():
+        if build.pop(name) != value:
+            raise NotImplementedError(f'{name} is not supported')
     norm = build.pop('norm_layer').lower()
     if norm not in ('ln', 'ln2d'):
         raise NotImplementedError(f'norm_layer {norm!r} is not supported')
     # No file has outputs with dropout, which would be random.
     drop_rate = max(build.pop('ssm_drop_rate'), build.pop('mlp_drop_rate'))
     arch = dict(
-        embed_dims=dims,
+        embed_dims=build.pop('dims'),
         depths=build.pop('depths'),
         d_state=build.pop('ssm_d_state'),
         ssm_ratio=build.pop('ssm_ratio'),
-        dt_rank=None if rank == 'auto' else rank,
-        conv_size=build.pop('ssm_conv'),
         conv_bias=build.pop('ssm_conv_bias'),
-        act=build.pop('ssm_act_layer').lower(),
-        ssm_init=build.pop('ssm_init'),
+        gated=gated,
         mlp_ratio=build.pop('mlp_ratio'),
-        gated_mlp=build.pop('gmlp'),
-        mlp_act=build.pop('mlp_act_layer').lower(),
         patch_embed=build.pop('patchembed_version'),
-        patch_norm=build.pop('patch_norm'),
-        pos_embed=build.pop('posembed'),
         downsample=build.pop('downsample_version'),
-        **options,
     )
     backbone = dict(
         type='transmamba.VMamba',
@@ -100,8 +89,6 @@ def read_build(build):
         backbone['out_type'] = 'avg_featmap'
         # Written for the outputs alone, so without other stages' norms.
         backbone['final_norm'] = len(arch['depths']) - 1 in stages
-        # The official backbone alone has one, but does not add it.
-        arch['pos_embed'] = False
     assert not build, f'unknown settings {sorted(build)}'
     return backbone, None if only else classes, norm == 'ln2d'
 
@@ -121,14 +108,13 @@ def build_model(backbone, classes):
     if classes is None:
         return BackboneOnly(backbone)
     dims, depths = (backbone['arch'][k] for k in ('embed_dims', 'depths'))
-    if isinstance(dims, int):
-        dims = [dims * 2**i for i in range(len(depths))]
+    dims *= 2 ** (len(depths) - 1)
     return MODELS.build(
         dict(
             type='ImageClassifier',
             backbone=backbone,
             head=dict(
-                type='LinearClsHead', num_classes=classes, in_channels=dims[-1]
+                type='LinearClsHead', num_classes=classes, in_channels=dims
             ),
         )
     )
@@ -142,9 +128,8 @@ def watch(net):
         'dbg.block0.norm': first.norm,
         'dbg.block0.in_proj': first.op.in_proj,
         'dbg.block0.ss2d': first.op,
+        'dbg.block0.conv2d': first.op.conv2d,
     }
-    if first.op.conv2d is not None:
-        modules['dbg.block0.conv2d'] = first.op.conv2d
     for s, stage in enumerate(net.layers):
         modules[f'stage{s}.downsample'] = stage.downsample
         for j, block in enumerate(stage.blocks):
@@ -170,8 +155,6 @@ def watch(net):
 def run_vmamba(golden):
     backbone, classes, channel_first = read_build(golden.config['build'])
     weights = golden.weights()
-    if classes is None:
-        weights.pop('pos_embed', None)
     state = VMAMBA.to_classifier(weights)
     model = build_model(backbone, classes)
     model.load_state_dict(state, strict=True)
@@ -181,9 +164,6 @@ def run_vmamba(golden):
             base, at, sample = name[len('grad/') :].partition('@')
             if base == official and base != key:
                 value = golden.arrays.pop(name)
-                if base == 'pos_embed':
-                    assert not at, 'a sample of it in another layout'
-                    value = value.reshape(*value.shape[:2], -1).swapaxes(1, 2)
                 golden.arrays[f'grad/{key}{at}{sample}'] = value
                 stats = golden.meta.get('stats', {})
                 if f'grad/{base}' in stats:

@@ -3,6 +3,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -119,9 +120,9 @@ def test_a_direction_depends_on_what_it_has_scanned(name, kwargs):
             module.weight.data.copy_(weight)
     block = net.blocks()[0]
     mixer = next(m for m in block.modules() if hasattr(m, 'taps'))
-    if hasattr(mixer, 'out_norm'):
+    if hasattr(mixer, '_share_norm'):
         # The norm of the sum hands a change on to all directions.
-        mixer.out_norm = torch.nn.Identity()
+        mixer._share_norm = lambda parts: parts
     grid = (2, 3, 4) if 'num_frames' in kwargs else (4, 6)
     length = math.prod(grid)
     slots = net.class_token_slots(*grid)
@@ -173,8 +174,30 @@ def test_roles_name_what_can_be_transferred(name, kwargs):
     for layer in range(net.num_layers):
         for kind in ('mixer_norm.weight', 'mixer_out.weight'):
             assert f'layers.{layer}.{kind}' in roles.values()
-        for kind in ('in_proj', 'x_proj', 'conv'):
+        for kind in ('in_proj', 'x_proj', 'dt_proj', 'conv'):
             assert f'layers.{layer}.ssm.{kind}.weight' in roles.values()
+        for kind in ('A', 'D', 'dt_proj.bias'):
+            assert f'layers.{layer}.ssm.{kind}' in roles.values()
+
+
+@every_backbone
+def test_what_weight_decay_spares(name, kwargs):
+    net = build(name, kwargs)
+    constructor = 'transmamba.MergedGroupsOptimWrapperConstructor'
+    optimizer = dict(type='AdamW', lr=0.1, weight_decay=0.5)
+    wrapper = build_optim_wrapper(
+        net, dict(optimizer=optimizer, constructor=constructor)
+    )
+    decayed = {
+        parameter
+        for group in wrapper.optimizer.param_groups
+        for parameter in group['params']
+        if group['weight_decay']
+    }
+    spared = r'pos_embed|cls_token|A_(b_)?logs?$|direction_Bs|dt_projs_bias'
+    for key, parameter in net.named_parameters():
+        plain = parameter.ndim > 1 and not re.search(spared, key)
+        assert (parameter in decayed) == plain, key
 
 
 @pytest.mark.parametrize('with_cp', [False, True])

@@ -49,6 +49,10 @@ def test_subcloning_a_video_model_leaves_what_images_lack():
     rules = {name: entry.rule for name, entry in entries.items()}
     assert rules['pos_embed'] == rules['cls_token'] == 'copy'
     assert rules['temporal_pos_embedding'] == 'fresh'
+    assert (
+        student.backbone.param_roles()['temporal_pos_embedding']
+        == 'temporal_pos_embed'
+    )
     plan.apply(student)
     assert student(videos(2)).shape == (2, 3)
 

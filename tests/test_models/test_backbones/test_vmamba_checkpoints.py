@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
 from backbone_cases import GOLDEN
 from golden_vmamba import parse_forward_type
 from helpers import build
@@ -19,6 +18,7 @@ from vmamba_cases import (
     tiny_student,
 )
 
+from transmamba_mm.checkpoints import NOTE, CheckpointError
 from transmamba_mm.checkpoints.formats import VMAMBA
 from transmamba_mm.models import VMamba
 
@@ -106,8 +106,7 @@ def grouped(state):
 )
 @pytest.mark.parametrize('kind', ['v2', 'vanilla'])
 def test_names_of_all_releases_are_converted(names, kind):
-    options = {**VARIANTS[kind], 'pos_embed': False}
-    state = build(tiny_student(**options)).state_dict()
+    state = build(tiny_student(**VARIANTS[kind])).state_dict()
     given = names(state)
     assert (given.keys() != state.keys()) and len(given) == len(state)
     result = VMAMBA.to_classifier(given)
@@ -116,12 +115,9 @@ def test_names_of_all_releases_are_converted(names, kind):
         assert result[key].equal(value), key
 
 
-def test_converts_position_embeddings_and_detection_backbones():
-    net = backbone(
-        variant=dict(pos_embed=True), img_size=(8, 12), out_indices=(0, 1, 2)
-    )
-    state = net.state_dict()
-    given = dict(state, pos_embed=state['pos_embed'].mT.unflatten(2, (2, 3)))
+def test_converts_detection_backbones():
+    state = backbone(out_indices=(0, 1, 2)).state_dict()
+    given = dict(state)
     given['outnorm2.weight'] = given.pop('norm.weight')
     given['outnorm2.bias'] = given.pop('norm.bias')
     result = VMAMBA.to_classifier(given)
@@ -143,45 +139,30 @@ def test_official_file_as_a_pretrained_backbone(tmp_path):
     for key, value in net.state_dict().items():
         if not key.startswith('outnorm'):
             assert value.equal(files[1][f'backbone.{key}']), key
-    for kwargs in (
-        dict(arch=arch, directions=VMamba.DIRECTIONS['v052d']),
-        dict(arch=dict(arch, out_act=True)),
-        dict(arch=dict(arch, act='relu')),
-    ):
-        other = VMamba(**kwargs, init_cfg=start)
-        with pytest.raises(ValueError, match='to another model than this'):
-            other.init_weights()
+    scans = VMamba.DIRECTIONS['v052d']
+    with pytest.raises(ValueError, match='to another model than this'):
+        VMamba(arch, directions=scans, init_cfg=start).init_weights()
     with pytest.raises(ValueError, match='does not fit VMamba'):
         VMamba(small_arch(dims=6), init_cfg=start).init_weights()
 
 
 def test_forward_types_of_the_original():
     parse = parse_forward_type
-    options, directions = parse('v05_noz')
-    assert options == dict(
-        gated=False, gate_act=True, out_act=False, out_norm=True
-    )
-    assert directions == VMamba.DIRECTIONS['cross']
-    options, directions = parse('v052d_onnone_oact_nozact_no32')
-    assert options == dict(
-        gated=True, gate_act=False, out_act=True, out_norm=False
-    )
-    assert directions == VMamba.DIRECTIONS['v052d']
-    assert parse('v3_ondwconv3_noz')[0]['out_norm'] == 'dwconv3'
-    assert parse('v04_oncnorm_nozact_oact')[0]['out_norm'] == 'cnorm'
-    for name in ('v052dc_noz', 'xv1a', 'm0_noz', 'v05_onsoftmax'):
+    assert parse('v05_noz') == (False, VMamba.DIRECTIONS['cross'])
+    assert parse('v052d_no32') == (True, VMamba.DIRECTIONS['v052d'])
+    for name in ('v052dc_noz', 'xv1a', 'm0_noz', 'v05_onnone'):
         with pytest.raises(NotImplementedError, match=f"'{name}'"):
             parse(name)
 
 
-@pytest.mark.parametrize('target', [16, (16, 24)])
-def test_loading_resizes_the_position_embedding(target):
-    source = backbone(variant=dict(pos_embed=True), seed=1)
-    net = backbone(variant=dict(pos_embed=True), img_size=target)
-    net.load_state_dict(source.state_dict())
-    expected = F.interpolate(
-        source.pos_embed.mT.unflatten(2, (8, 8)),
-        size=net.patch_embed.init_out_size,
-        mode='bicubic',
-    )
-    assert net.pos_embed.equal(expected.flatten(2).mT)
+def test_notes_tell_of_settings_that_are_gone():
+    """Loaded as long as they were what they always are now."""
+    source, net = backbone(seed=1), backbone()
+    state = source.state_dict()
+    note = state._metadata[''][NOTE]
+    assert (note['act'], note['gate_act']) == ('silu', True)
+    net.load_state_dict(state)
+    assert net.norm.weight.equal(source.norm.weight)
+    note['act'] = 'relu'
+    with pytest.raises(CheckpointError, match="act is 'relu' there and 'silu"):
+        net.load_state_dict(state)

@@ -44,13 +44,11 @@ def test_checkpointed_blocks_have_the_same_gradients(tapped):
 
 @pytest.mark.parametrize('stages', [-1, 0, 1, 3])
 def test_frozen_stages(stages):
-    net = backbone(
-        variant=dict(pos_embed=True), frozen_stages=stages, out_type='raw'
-    )
+    net = backbone(frozen_stages=stages, out_type='raw')
     assert net.train() is net
     frozen = []
     if stages >= 0:
-        frozen = ['pos_embed', 'patch_embed.']
+        frozen = ['patch_embed.']
         frozen += [f'layers.{i}.' for i in range(stages)]
     frozen += ['norm.'] if stages == 3 else []
     for name, parameter in net.named_parameters():
@@ -67,9 +65,8 @@ def test_frozen_stages(stages):
 
 
 def test_layer_depth_for_layerwise_learning_rates():
-    net = backbone(variant=dict(pos_embed=True), out_indices=(0, 2))
+    net = backbone(out_indices=(0, 2))
     depths = {
-        'pos_embed': 0,
         'patch_embed.5.weight': 0,
         'layers.0.blocks.0.norm.weight': 1,
         'layers.0.downsample.1.weight': 1,

@@ -22,9 +22,7 @@ VARIANTS = {
         patch_embed='v1',
         downsample='v1',
     ),
-    'gated_mlp': dict(gated_mlp=True, out_act=True, pos_embed=True),
-    'bare': dict(out_norm=False, patch_norm=False, gated=True, gate_act=False),
-    'rounds_down': dict(downsample='v2'),
+    'gated': dict(d_state=2, conv_bias=True, gated=True),
 }
 every_variant = pytest.mark.parametrize(
     'variant', VARIANTS.values(), ids=list(VARIANTS)

@@ -7,13 +7,9 @@ whose checkpoints load by ``checkpoints/formats/vmamba.py``. The presets
 2502.15130, Table 1); see :class:`VMamba`.
 
 Differences: tokens are channel-last throughout, which changes no number; the
-optional position embedding is stored as tokens (1, h*w, C) and stretched to
-images of other sizes; the final norm belongs to the backbone; the taps of
-each direction are available; ``directions`` accepts any registered scan
-orders. Not supported: BatchNorm, the output norms ``_onsoftmax`` and
-``_onsigmoid``, the cascade ``v052dc``, the rotations of ``v052d3`` and the
-``forward_type`` of other projects (``xv*``, ``m0``), which no released model
-has.
+final norm belongs to the backbone; the taps of each direction are available;
+``directions`` accepts any registered scan orders. Of the original's many
+settings only those are here that a released model or the paper needs.
 """
 
 import re
@@ -21,7 +17,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Union
 
-import torch
 from mmengine.model import ModuleDict, ModuleList
 from torch import Tensor, nn
 
@@ -44,20 +39,6 @@ from ..layers.vmamba_blocks import (
 )
 from .base import TRUNC_NORMAL_INIT, MambaBackbone
 
-# Keys of an arch that CrossScanMixer knows by the same name.
-_MIXER_OPTIONS = (
-    'd_state',
-    'dt_rank',
-    'conv_size',
-    'conv_bias',
-    'gated',
-    'gate_act',
-    'out_norm',
-    'out_act',
-    'act',
-    'ssm_init',
-)
-
 _VANILLA = dict(
     d_state=16,
     ssm_ratio=2.0,
@@ -79,11 +60,6 @@ def _check_depths(name: str, value: Any) -> tuple[int, ...]:
     return check_ints(name, value)
 
 
-def _check_dims(name: str, value: Any) -> Union[int, tuple[int, ...]]:
-    check = check_ints if is_sequence(value) else check_int
-    return check(name, value)
-
-
 @MODELS.register_module()
 class VMamba(MambaBackbone):
     """VMamba backbone.
@@ -99,20 +75,17 @@ class VMamba(MambaBackbone):
 
     Args:
         arch (str | dict): A preset of :attr:`ARCHS`, or a dict with
-            ``embed_dims`` (the width of the first stage, which doubles, or
-            one per stage) and ``depths`` (blocks of each stage) and,
-            optionally, keys of :attr:`ARCH_OPTIONS`: ``d_state``,
-            ``ssm_ratio``, ``dt_rank``, ``conv_size``, ``conv_bias``,
-            ``gated``, ``gate_act``, ``out_norm``, ``out_act``, ``act`` and
-            ``ssm_init`` as in
-            :class:`~transmamba_mm.models.layers.CrossScanMixer`;
-            ``mlp_ratio`` (0 for no MLP), ``gated_mlp`` and ``mlp_act``;
-            ``patch_embed`` (``'v1'``, ``'v2'``), ``patch_norm``,
-            ``pos_embed`` (whether to learn one) and ``downsample``
-            (``'v1'``, ``'v2'``, ``'v3'``, ``'none'``). Defaults to
+            ``embed_dims`` (the width of the first stage, which doubles) and
+            ``depths`` (blocks of each stage) and, optionally, ``d_state``
+            (1), ``ssm_ratio`` (1), ``conv_bias`` (False) and ``gated``
+            (False) as in :class:`~transmamba_mm.models.layers.CrossScanMixer`
+            (``ssm_ratio`` is its ``expand``), ``mlp_ratio`` (4; 0 for no
+            MLP), ``patch_embed`` (``'v1'`` or ``'v2'``, the default) and
+            ``downsample`` (``'v1'`` or ``'v3'``, the default). Defaults to
             ``'tiny-s1l8'``.
-        img_size (int | tuple[int, int]): Image size a position embedding is
-            made for; others are interpolated. Defaults to 224.
+        img_size (int | tuple[int, int]): Image size that the token grid is
+            stated for; there is no position embedding, and others serve as
+            well. Defaults to 224.
         patch_size (int): Side of a patch in pixels. Defaults to 4.
         in_channels (int): Image channels. Defaults to 3.
         directions (Sequence[str]): Registered scan orders. Defaults to row,
@@ -146,25 +119,14 @@ class VMamba(MambaBackbone):
     ARCH_OPTIONS: ClassVar[dict] = dict(
         d_state=1,
         ssm_ratio=1.0,
-        dt_rank=None,
-        conv_size=3,
         conv_bias=False,
         gated=False,
-        gate_act=True,
-        out_norm=True,
-        out_act=False,
-        act='silu',
-        ssm_init='v0',
         mlp_ratio=4.0,
-        gated_mlp=False,
-        mlp_act='gelu',
         patch_embed='v2',
-        patch_norm=True,
-        pos_embed=False,
         downsample='v3',
     )
     ARCH_CHECKS: ClassVar[dict] = dict(
-        embed_dims=_check_dims, depths=_check_depths
+        embed_dims=check_int, depths=_check_depths
     )
     ARCHS: ClassVar[dict[str, dict]] = {
         'tiny-s1l8': dict(embed_dims=96, depths=(2, 2, 8, 2)),
@@ -254,7 +216,9 @@ class VMamba(MambaBackbone):
         arch = self._resolve_arch(arch)
         self.arch = arch
         self.depths = arch['depths']
-        self.stage_dims = self._stage_dims(arch['embed_dims'])
+        self.stage_dims = tuple(
+            arch['embed_dims'] * 2**i for i in range(len(self.depths))
+        )
         self.layer_dims = tuple(
             dims
             for dims, depth in zip(self.stage_dims, self.depths)
@@ -270,26 +234,20 @@ class VMamba(MambaBackbone):
             self.stage_dims[0],
             patch_size,
             arch['patch_embed'],
-            arch['patch_norm'],
             img_size,
         )
-        self.register_parameter('pos_embed', None)
-        if arch['pos_embed']:
-            h, w = self.patch_embed.init_out_size
-            self.pos_embed = nn.Parameter(
-                torch.empty(1, h * w, self.stage_dims[0])
-            )
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
-
         rates = self._drop_path_rates(drop_path_rate)
-        mixer_cfg = {name: arch[name] for name in _MIXER_OPTIONS}
+        mixer_cfg = dict(
+            d_state=arch['d_state'],
+            expand=arch['ssm_ratio'],
+            conv_bias=arch['conv_bias'],
+            gated=arch['gated'],
+        )
         make_block = partial(
             VMambaBlock,
             directions=self.directions,
-            mixer_cfg=dict(mixer_cfg, expand=arch['ssm_ratio']),
+            mixer_cfg=mixer_cfg,
             mlp_ratio=arch['mlp_ratio'],
-            gated_mlp=arch['gated_mlp'],
-            mlp_act=arch['mlp_act'],
             drop_rate=drop_rate,
         )
         blocks = (
@@ -320,19 +278,6 @@ class VMamba(MambaBackbone):
                 )
         self._freeze_stages()
 
-    def _stage_dims(
-        self, embed_dims: Union[int, Sequence[int]]
-    ) -> tuple[int, ...]:
-        """The width of each stage."""
-        if isinstance(embed_dims, int):
-            return tuple(embed_dims * 2**i for i in range(len(self.depths)))
-        if len(embed_dims) != len(self.depths):
-            raise ValueError(
-                f'embed_dims must be one width, or one for each of the '
-                f'{len(self.depths)} stages of depths, got {embed_dims}'
-            )
-        return embed_dims
-
     @property
     def num_outputs(self) -> int:
         """int: Number of stages."""
@@ -341,9 +286,9 @@ class VMamba(MambaBackbone):
     @property
     def layout(self) -> dict[str, Any]:
         """See :attr:`MambaBackbone.layout`."""
-        names = ['act', 'out_act', 'mlp_act']
-        names += ['gate_act'] if self.arch['gated'] else []
-        return {**super().layout, **{name: self.arch[name] for name in names}}
+        # The settings that once were others stay in it: what was stored with
+        # another value is refused.
+        return {**self.FORMAT.layout, **super().layout}
 
     def mixers(self) -> list[nn.Module]:
         """See :meth:`MambaStudent.mixers`."""
@@ -384,7 +329,7 @@ class VMamba(MambaBackbone):
         if not param_name.startswith(prefix):
             return depths - 1, depths
         name = param_name[len(prefix) :]
-        if name.startswith(('pos_embed', 'patch_embed')):
+        if name.startswith('patch_embed'):
             return 0, depths
         match = re.match(r'layers\.(\d+)\.(?:blocks\.(\d+))?', name)
         if match is None:
@@ -407,10 +352,6 @@ class VMamba(MambaBackbone):
         """
         fix_size(x)
         x, grid = self.patch_embed(x)
-        if self.pos_embed is not None:
-            x = x + self._resize_positions(
-                self.pos_embed, self.patch_embed.init_out_size, grid
-            )
         last = len(self.layers) - 1
         outs = []
         for i, stage in enumerate(self.layers):

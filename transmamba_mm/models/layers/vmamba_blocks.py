@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transmamba_mm.contract.taps import Grid
 
 from ..checks import check_images, check_int, check_pair, check_width
-from .cross_scan_mixer import CrossScanMixer, build_activation
+from .cross_scan_mixer import CrossScanMixer
 from .linear import Linear
 
 
@@ -47,8 +47,9 @@ class VMambaStem(nn.Sequential):
     """Patches from images.
 
     ``'v1'`` is one convolution without overlap, ``'v2'`` two overlapping
-    ones with a GELU between, each of half the patch size in stride. As in
-    the original, 4 is the patch size for which the strides multiply to it.
+    ones with a GELU between, each of half the patch size in stride; LayerNorm
+    follows each. As in the original, 4 is the patch size for which the strides
+    multiply to it.
 
     Attributes:
         stride (int): Pixels between tokens.
@@ -59,7 +60,6 @@ class VMambaStem(nn.Sequential):
         embed_dims (int): Token width.
         patch_size (int): Side of a patch in pixels.
         version (str): ``'v1'`` or ``'v2'``.
-        norm (bool): Whether LayerNorm follows each convolution.
         input_size (int | tuple[int, int]): Image (H, W) for which
             ``init_out_size`` is computed.
 
@@ -74,7 +74,6 @@ class VMambaStem(nn.Sequential):
         embed_dims: int,
         patch_size: int,
         version: str,
-        norm: bool,
         input_size: Union[int, tuple[int, int]],
     ) -> None:
         in_channels = check_int('in_channels', in_channels)
@@ -85,8 +84,7 @@ class VMambaStem(nn.Sequential):
             modules['0'] = nn.Conv2d(
                 in_channels, embed_dims, patch_size, patch_size
             )
-            if norm:
-                modules['2'] = MapNorm(embed_dims)
+            modules['2'] = MapNorm(embed_dims)
         elif version == 'v2':
             if patch_size < 4 or patch_size % 2:
                 raise ValueError(
@@ -98,12 +96,10 @@ class VMambaStem(nn.Sequential):
             middle = check_int('embed_dims', embed_dims, 2) // 2
             kwargs = dict(kernel_size=half + 1, stride=half, padding=1)
             modules['0'] = nn.Conv2d(in_channels, middle, **kwargs)
-            if norm:
-                modules['2'] = MapNorm(middle)
+            modules['2'] = MapNorm(middle)
             modules['4'] = nn.GELU()
             modules['5'] = nn.Conv2d(middle, embed_dims, **kwargs)
-            if norm:
-                modules['7'] = MapNorm(embed_dims)
+            modules['7'] = MapNorm(embed_dims)
         else:
             raise ValueError(
                 f"patch_embed must be 'v1' or 'v2', got {version!r}"
@@ -146,7 +142,7 @@ class VMambaStem(nn.Sequential):
 
 
 class NoDownsample(nn.Module):
-    """Stands where a stage does not change its grid."""
+    """Stands after the last stage."""
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
         """Returns its inputs."""
@@ -154,31 +150,19 @@ class NoDownsample(nn.Module):
 
 
 class ConvDownsample(nn.Sequential):
-    """A convolution of stride 2 and a norm (``'v2'`` and ``'v3'``).
+    """A 3x3 convolution of stride 2 and a norm (``'v3'``).
 
     Args:
         in_dims (int): Token width before.
         out_dims (int): Token width after.
-        kernel_size (int): 3, which rounds odd grids up, or 2, which rounds
-            them down.
     """
 
-    def __init__(self, in_dims: int, out_dims: int, kernel_size: int) -> None:
-        conv = nn.Conv2d(in_dims, out_dims, kernel_size, 2, kernel_size // 3)
+    def __init__(self, in_dims: int, out_dims: int) -> None:
+        conv = nn.Conv2d(in_dims, out_dims, 3, stride=2, padding=1)
         super().__init__(OrderedDict({'1': conv, '3': MapNorm(out_dims)}))
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
-        """Maps tokens (B, h*w, C) to a grid of half the size.
-
-        Raises:
-            ValueError: If a side of the grid is too small to be halved.
-        """
-        conv = self[0]
-        if min(grid) + 2 * conv.padding[0] < conv.kernel_size[0]:
-            raise ValueError(
-                f'a grid of {grid[0]}x{grid[1]} tokens cannot be halved by '
-                f"downsample='v2': use larger images, or 'v3' or 'v1'"
-            )
+        """Maps tokens (B, h*w, C) to a grid of half the size."""
         return _to_tokens(super().forward(_to_map(x, grid)))
 
 
@@ -211,67 +195,42 @@ def build_downsample(version: str, in_dims: int, out_dims: int) -> nn.Module:
     """Builds what stands between two stages.
 
     Args:
-        version (str): ``'v1'``, ``'v2'``, ``'v3'`` or ``'none'``.
+        version (str): ``'v1'`` or ``'v3'``.
         in_dims (int): Token width before.
         out_dims (int): Token width after.
 
     Raises:
-        ValueError: If there is no such version, or ``'none'`` would have to
-            change the width.
+        ValueError: If there is no such version.
     """
-    if version == 'v1':
-        return MergeDownsample(in_dims, out_dims)
-    if version in ('v2', 'v3'):
-        return ConvDownsample(in_dims, out_dims, int(version[1]))
-    if version != 'none':
+    kinds = dict(v1=MergeDownsample, v3=ConvDownsample)
+    if version not in kinds:
         raise ValueError(
-            f"downsample must be 'v1', 'v2', 'v3' or 'none', got {version!r}"
+            f'downsample must be one of {", ".join(kinds)}, got {version!r}'
         )
-    if in_dims != out_dims:
-        raise ValueError(
-            f"downsample='none' keeps the width, but stages of {in_dims} and "
-            f'{out_dims} channels follow each other: give embed_dims one '
-            f'equal width per stage'
-        )
-    return NoDownsample()
+    return kinds[version](in_dims, out_dims)
 
 
 class VMambaMlp(nn.Module):
-    """Two Linears with an activation between, or a gate (``gated``).
+    """Two Linears with a GELU between.
 
     Args:
         embed_dims (int): Token width.
         hidden_dims (int): Width between the Linears.
-        gated (bool): Whether ``fc1`` gives twice as many channels, of which
-            the second half is activated and multiplies the first.
-        act (str): Activation, see :func:`build_activation`.
-        drop_rate (float): Dropout at the end and, without a gate, after the
-            activation.
+        drop_rate (float): Dropout after the GELU and at the end.
     """
 
     def __init__(
-        self,
-        embed_dims: int,
-        hidden_dims: int,
-        gated: bool,
-        act: str,
-        drop_rate: float,
+        self, embed_dims: int, hidden_dims: int, drop_rate: float
     ) -> None:
         super().__init__()
-        self.gated = gated
-        self.fc1 = Linear(embed_dims, (2 if gated else 1) * hidden_dims)
-        self.act = build_activation(act)
+        self.fc1 = Linear(embed_dims, hidden_dims)
+        self.act = nn.GELU()
         self.fc2 = Linear(hidden_dims, embed_dims)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps tokens (B, L, C) to the same shape."""
-        x = self.fc1(x)
-        if self.gated:
-            x, gate = x.chunk(2, dim=-1)
-            x = x * self.act(gate)
-        else:
-            x = self.drop(self.act(x))
+        x = self.drop(self.act(self.fc1(x)))
         return self.drop(self.fc2(x))
 
 
@@ -283,8 +242,6 @@ class VMambaBlock(BaseModule):
         directions (Sequence[str]): Registered scan orders.
         mixer_cfg (dict): Further arguments of :class:`CrossScanMixer`.
         mlp_ratio (float): MLP width over ``embed_dims``; 0 for none.
-        gated_mlp (bool): See :class:`VMambaMlp`.
-        mlp_act (str): See :class:`VMambaMlp`.
         drop_rate (float): Dropout after the mixer and in the MLP.
         drop_path_rate (float): Stochastic depth rate of both branches.
     """
@@ -295,8 +252,6 @@ class VMambaBlock(BaseModule):
         directions: Sequence[str],
         mixer_cfg: dict,
         mlp_ratio: float,
-        gated_mlp: bool,
-        mlp_act: str,
         drop_rate: float,
         drop_path_rate: float,
     ) -> None:
@@ -311,8 +266,6 @@ class VMambaBlock(BaseModule):
             self.mlp = VMambaMlp(
                 embed_dims,
                 check_width('mlp_ratio', mlp_ratio, embed_dims, ', or 0'),
-                gated_mlp,
-                mlp_act,
                 drop_rate,
             )
 
