@@ -263,10 +263,7 @@ def test_start_values_of_the_state_space():
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(conv_size=4), 'conv_size must be odd, got 4'),
-        (dict(act='tanh'), "unknown activation 'tanh'"),
-        (dict(out_norm='softmax'), "'dwconv3' or 'cnorm', got 'softmax'"),
-        (dict(ssm_init='v3'), "ssm_init must be 'v0', 'v1' or 'v2'"),
+        (dict(d_state=0), 'd_state must be at least 1, got 0'),
         (dict(directions=()), 'at least one scan order'),
         (dict(directions=('raster', 'raster')), "e.g. 'raster:2'"),
     ],
