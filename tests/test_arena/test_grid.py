@@ -3,7 +3,7 @@
 
 import pytest
 
-from transmamba_mm.arena import Contestant, Grid
+from transmamba_mm.arena import Contestant, Grid, read_grid
 
 
 def keys(cells):
@@ -39,3 +39,31 @@ def test_cells_go_seed_by_seed_and_teachers_first():
 def test_refused(contestants, pairs, said):
     with pytest.raises(ValueError, match=said):
         Grid('', contestants, [0], pairs=pairs)
+
+
+def test_a_grid_is_a_config(tmp_path):
+    path = tmp_path / 'grid.py'
+    path.write_text("""
+_config = 'student.py'
+title = 'two of a kind'
+seeds = [3, 4, 5]
+options = {'train_cfg.max_epochs': 2}
+contestants = [
+    dict(name='one', config=_config, options={'model.alpha': 0.3}),
+    dict(name='two', config=_config, needs={'load_from': 'one'}, seeds=[0]),
+]
+pairs = [('one', 'two')]
+""")
+    one = Contestant('one', 'student.py', {'model.alpha': 0.3})
+    two = Contestant(
+        'two', 'student.py', needs={'load_from': 'one'}, seeds=[0]
+    )
+    grid = Grid(
+        'two of a kind',
+        [one, two],
+        [3, 4, 5],
+        {'train_cfg.max_epochs': 2},
+        [('one', 'two')],
+    )
+    assert read_grid(str(path)) == grid
+    assert list(read_grid(str(path), 2).seeds) == [3, 4]

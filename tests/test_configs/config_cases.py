@@ -18,7 +18,7 @@ from mmpretrain.structures import DataSample
 ALL = sorted(
     path.relative_to(CONFIGS).as_posix()
     for path in CONFIGS.rglob('*.py')
-    if '_base_' not in path.parts
+    if not {'_base_', 'arena'} & set(path.parts)
 )
 #: Those at 224 pixels.
 LARGE = [name for name in ALL if not name.startswith('quickstart/')]

@@ -1,7 +1,7 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Methods that compete on equal budget, and what may be said of it."""
 
-from .grid import Contestant, Grid
+from .grid import Contestant, Grid, read_grid
 from .report import write_report
 from .run import run_grid
 from .statistics import Difference, mean_and_deviation, paired_difference
@@ -12,6 +12,7 @@ __all__ = [
     'Grid',
     'mean_and_deviation',
     'paired_difference',
+    'read_grid',
     'run_grid',
     'write_report',
 ]

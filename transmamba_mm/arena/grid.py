@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple, Optional
 
+from mmengine.config import Config
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -55,6 +57,8 @@ class Grid:
             contestant's own.
         pairs (Sequence[tuple[str, str]]): Names of contestants; reported is
             the first minus the second.
+        seed_keys (Sequence[str]): Keys of the config that take the seed.
+            Defaults to ``('randomness.seed',)``.
 
     Raises:
         ValueError: If a name is unfit for a folder, given twice or unknown.
@@ -65,6 +69,7 @@ class Grid:
     seeds: Sequence[int]
     options: Mapping[str, Any] = field(default_factory=dict)
     pairs: Sequence[tuple[str, str]] = ()
+    seed_keys: Sequence[str] = ('randomness.seed',)
 
     def __post_init__(self) -> None:
         known: set[str] = set()
@@ -101,3 +106,24 @@ class Grid:
             key: self.cells_of(by_name[name])[0]
             for key, name in cell.contestant.needs.items()
         }
+
+
+def read_grid(path: str, seeds: Optional[int] = None) -> Grid:
+    """Reads a grid from a config.
+
+    Args:
+        path (str): A config with ``title``, ``contestants`` (a list of the
+            arguments of :class:`Contestant`), ``seeds`` and, optionally,
+            ``options``, ``pairs`` and ``seed_keys``.
+        seeds (int, optional): How many of its seeds. Defaults to None, all.
+
+    Returns:
+        Grid: The grid.
+    """
+    cfg = Config.fromfile(path).to_dict()
+    fields = ('title', 'options', 'pairs', 'seed_keys')
+    return Grid(
+        contestants=[Contestant(**each) for each in cfg['contestants']],
+        seeds=cfg['seeds'][:seeds],
+        **{key: cfg[key] for key in fields if key in cfg},
+    )

@@ -82,7 +82,7 @@ def plan_jobs(grid: Grid, out_dir: Path) -> list[Job]:
         needs = {k: jobs[other.key] for k, other in grid.needs(cell).items()}
         cfg = Config.fromfile(cell.contestant.config)
         cfg.merge_from_dict({**grid.options, **cell.contestant.options})
-        cfg.merge_from_dict({'randomness.seed': cell.seed})
+        cfg.merge_from_dict(dict.fromkeys(grid.seed_keys, cell.seed))
         # In place of paths, which differ between machines.
         cfg.merge_from_dict({key: job.digest for key, job in needs.items()})
         text = json.dumps(cfg.to_dict(), sort_keys=True, default=repr)

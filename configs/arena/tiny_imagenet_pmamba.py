@@ -1,0 +1,86 @@
+"""ViT-Ti teaches a PlainMamba on 5,000 images of Tiny-ImageNet, 96 pixels.
+
+Real pretrained weights; 15,000 images seen by every student. Run, and look at
+what is finished so far::
+
+    python tools/arena.py run configs/arena/tiny_imagenet_pmamba.py \
+        --work-dir work_dirs/tiny_imagenet_pmamba
+    python tools/arena.py report configs/arena/tiny_imagenet_pmamba.py \
+        --work-dir work_dirs/tiny_imagenet_pmamba
+"""
+
+_base_ = [
+    '../_base_/methods/transmamba.py',
+    '../_base_/methods/logits_kd.py',
+    '../_base_/methods/hidden_states.py',
+    '../_base_/methods/mixer_matching.py',
+]
+
+title = 'PlainMamba from ViT-Ti, 5,000 images of Tiny-ImageNet, 3 epochs'
+seeds = [0, 1, 2]
+# Each seed draws labelled images of its own.
+seed_keys = ['randomness.seed', 'train_dataloader.dataset.seed']
+
+_path = 'configs/arena/tiny-imagenet/{}.py'
+_distill = _path.format('distill_pmamba')
+_needs = {'model.teacher_ckpt': 'teacher'}
+
+# 0.3 of the labels, 0.7 of the soft logits.
+_labels = {'model.alpha': 0.3}
+_logits = dict(_base_.logits_kd, in_alpha=True)
+_warm_up = dict(_base_.mixer_matching, end=0.25)
+_after = dict(begin=0.25)
+_phases = [dict(end=0.25, trains='mixers', task_loss=False)]
+
+contestants = [
+    dict(
+        name='teacher',
+        config=_path.format('teacher_vit-tiny'),
+        seeds=[0],
+    ),
+    dict(
+        name='subclone_only',
+        config=_path.format('subclone_pmamba'),
+        needs={'custom_hooks.0.teacher_ckpt': 'teacher'},
+    ),
+    dict(
+        name='mixer_hidden_logits',
+        config=_distill,
+        needs=_needs,
+        options={
+            **_labels,
+            'model.distiller.methods': [
+                _warm_up,
+                dict(_base_.hidden_states, **_after),
+                dict(_logits, **_after),
+            ],
+            'model.distiller.phases': _phases,
+        },
+    ),
+    dict(
+        name='hidden_logits',
+        config=_distill,
+        needs=_needs,
+        options={
+            **_labels,
+            'model.distiller.methods': [_base_.hidden_states, _logits],
+        },
+    ),
+    dict(
+        name='logits',
+        config=_distill,
+        needs=_needs,
+        options={**_labels, 'model.distiller.methods': [_logits]},
+    ),
+    dict(name='paper', config=_distill, needs=_needs),
+    dict(name='scratch', config=_path.format('student_pmamba')),
+]
+pairs = [
+    ('mixer_hidden_logits', 'subclone_only'),
+    ('mixer_hidden_logits', 'hidden_logits'),
+    ('hidden_logits', 'subclone_only'),
+    ('hidden_logits', 'logits'),
+    ('logits', 'subclone_only'),
+    ('paper', 'subclone_only'),
+    ('subclone_only', 'scratch'),
+]
