@@ -1,11 +1,17 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Fixtures of the tests of distillation."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import save_teacher, tiny_distiller, tiny_student, tiny_teacher
 
 from transmamba_mm.distill import TransMambaDistill
+
+# For `teacher_cases`.
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'test_contract'))
 
 
 @pytest.fixture(scope='module')

@@ -46,3 +46,32 @@ def only_kl():
     for key in ('distill_losses', 'loss_forward_mappings'):
         distiller[key].pop('loss_tm')
     return distiller
+
+
+# --------------------------------------------------------------- methods
+
+
+def of_methods(*methods, phases=(), **parts):
+    """Config of a distiller of methods."""
+    return dict(
+        type='transmamba.MethodDistiller',
+        methods=list(methods),
+        phases=list(phases),
+        **parts,
+    )
+
+
+def method(kind, **options):
+    return dict(type=f'transmamba.{kind}', **options)
+
+
+#: Every method, by the name of its loss.
+METHODS = dict(
+    transmamba=method('AdaptiveBidirectional'),
+    kl=method('LogitsKD', tau=2.0),
+    hard_label=method('HardLabel'),
+    hint=method('LastLayerHint'),
+    hidden=method('HiddenStates'),
+    mixer=method('MixerMatching'),
+    own_mixer=method('MixerMatching', teacher_forced=False, name='own_mixer'),
+)

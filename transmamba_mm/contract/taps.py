@@ -8,7 +8,7 @@ its hooks for the recorded pass alone therefore costs nothing elsewhere.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -117,15 +117,19 @@ def recomputation_contexts(
     Returns:
         tuple: Contexts of the first and of the second pass.
     """
-    return contextlib.nullcontext(), _held(taps)
+    return contextlib.nullcontext(), _Held(taps)
 
 
-@contextlib.contextmanager
-def _held(taps: Sequence[DirectionTap]) -> Iterator[None]:
-    for tap in taps:
-        tap.held = True
-    try:
-        yield
-    finally:
-        for tap in taps:
+class _Held(AbstractContextManager):
+    """Holds taps open; each backward pass of a graph enters it anew."""
+
+    def __init__(self, taps: Sequence[DirectionTap]) -> None:
+        self._taps = taps
+
+    def __enter__(self) -> None:
+        for tap in self._taps:
+            tap.held = True
+
+    def __exit__(self, *args: object) -> None:
+        for tap in self._taps:
             tap.held = False

@@ -2,6 +2,7 @@
 """Stage two as an mmrazor algorithm."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Optional, Union
 
 import torch
@@ -14,12 +15,17 @@ from torch import Tensor, nn
 
 from transmamba_mm.checkpoints import read_state_dict
 from transmamba_mm.checkpoints.load import read_classifier_state
-from transmamba_mm.contract import GridStudent, Pair, PairAware, Student
-from transmamba_mm.contract.roles import in_group
+from transmamba_mm.contract import (
+    GridStudent,
+    MambaStudent,
+    Pair,
+    PairAware,
+    Student,
+)
+from transmamba_mm.contract.roles import in_group, split_role
 from transmamba_mm.registry import MODELS
 
 from .distiller import MethodDistiller
-from .losses import DistillLoss
 from .schedule import (
     Schedule,
     reads_student,
@@ -211,28 +217,28 @@ class TransMambaDistill(SingleTeacherDistill):
             "loss".
         """
         distiller, (phase, _) = self.distiller, self.schedule.now()
-        active = self._active_losses()
+        active = self.active_losses()
+        # Nothing can be delivered where the teacher does not run.
+        deliveries = distiller.deliveries if active else nullcontext()
         if active:
             distiller.set_deliveries_override(False)
             recorders = recording(distiller, active, student=False)
-            with recorders, distiller.deliveries, torch.no_grad():
+            with recorders, deliveries, torch.no_grad():
                 self.teacher(batch_inputs, data_samples, mode='tensor')
         task = {}
         if phase.task_loss or reads_student(distiller, active):
             distiller.set_deliveries_override(True)
             recorders = recording(distiller, active, student=True)
             trains = self.student_trainable and torch.is_grad_enabled()
-            with (
-                recorders,
-                distiller.deliveries,
-                torch.set_grad_enabled(trains),
-            ):
+            with recorders, deliveries, torch.set_grad_enabled(trains):
                 task = self.student(batch_inputs, data_samples, mode='loss')
         with restricted(distiller, active):
             found = distiller.compute_distill_losses()
         self._forget_records()
 
-        found = {name: active[name] * loss for name, loss in found.items()}
+        for name, factor in active.items():
+            if factor != 1:
+                found[name] = factor * found[name]
         inside = [name for name in found if self._in_alpha(name)]
         losses = {}
         if phase.task_loss and self.calculate_student_loss:
@@ -244,21 +250,27 @@ class TransMambaDistill(SingleTeacherDistill):
             found[name] = (1 - self.alpha) * found[name]
         found.update(self._statistics(found))
         losses.update(add_prefix(found, 'distill'))
-        losses.update(self._idle_loss(active, bool(task)))
+        losses.update(self._idle_loss(losses))
         return losses
 
-    def _active_losses(self) -> dict[str, float]:
-        """Factor of each distillation loss that counts now."""
+    def active_losses(self) -> dict[str, float]:
+        """Factor of each distillation loss that counts now, by name."""
         if self.distillation_stopped:
             return {}
-        return self.schedule.factors(list(self.distiller.distill_losses))
+        return self.schedule.factors(list(self._mappings))
+
+    @property
+    def _mappings(self) -> dict[str, dict]:
+        """What each distillation loss reads, by its name."""
+        return self.distiller.loss_forward_mappings
 
     def _in_alpha(self, name: str) -> bool:
         """Whether a loss is weighed against the task loss by alpha."""
         if name in self._by_method:
             return self._by_method[name]
+        # Of any module, see docs/guides/extending.md.
         loss = self.distiller.distill_losses[name]
-        return isinstance(loss, DistillLoss) and loss.alpha_weighted
+        return getattr(loss, 'alpha_weighted', False)
 
     def _statistics(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Scalars for the log; their names must not contain "loss"."""
@@ -266,7 +278,7 @@ class TransMambaDistill(SingleTeacherDistill):
         found = {
             name: modules[name].statistics()
             for name in names
-            if isinstance(modules[name], DistillLoss)
+            if hasattr(modules[name], 'statistics')
         }
         found = {name: values for name, values in found.items() if values}
         result = {}
@@ -281,8 +293,8 @@ class TransMambaDistill(SingleTeacherDistill):
     def held_parameters(self) -> list[nn.Parameter]:
         """Parameters that must not move now, see :class:`Phase`."""
         phase, _ = self.schedule.now()
-        active = self._active_losses()
-        roles = Student(self.student).roles() if phase.trains != 'all' else {}
+        active = self.active_losses()
+        roles = self._student_roles() if phase.trains != 'all' else {}
         held = [
             parameter
             for name, parameter in self.student.named_parameters()
@@ -292,7 +304,7 @@ class TransMambaDistill(SingleTeacherDistill):
         connectors = {
             source['connector']
             for name in active
-            for source in self.distiller.loss_forward_mappings[name].values()
+            for source in self._mappings[name].values()
             if 'connector' in source
         }
         for kind, used in (
@@ -303,24 +315,45 @@ class TransMambaDistill(SingleTeacherDistill):
                 held += [] if name in used else module.parameters()
         return held
 
+    def _student_roles(self) -> dict[str, str]:
+        """Roles of the student's parameters; of several, all of them."""
+        roles = {}
+        for name, module in self.student.named_modules():
+            if isinstance(module, MambaStudent):
+                roles.update(Student(self.student, name).roles())
+        return roles
+
     def _check_phases(self) -> None:
         for phase in self.schedule.phases:
             if phase.trains == 'all':
                 continue
-            roles = Student(self.student).roles().values()
-            if not any(in_group(role, phase.trains) for role in roles):
+            roles = self._student_roles().values()
+            asked = phase.trains
+            for each in [asked] if isinstance(asked, str) else asked:
+                if any(in_group(role, each) for role in roles):
+                    continue
+                kinds = {split_role(role)[1].split('.')[0] for role in roles}
                 raise ValueError(
-                    f'a phase trains {phase.trains!r}, which is no parameter '
-                    f'of the student: say mixers, all, or roles such as '
-                    f'{sorted({r.split(".")[-2] for r in roles if "." in r})}'
+                    f'a phase trains {each!r}, which is no parameter of the '
+                    f"student: say 'mixers', 'all', or some of the roles "
+                    f'{sorted(kinds)}'
                 )
+        if self.calculate_student_loss:
+            self.schedule.check_no_gap(list(self._mappings))
 
-    def _idle_loss(self, active: Iterable, student: bool) -> dict[str, Tensor]:
-        """Keeps idle parameters in the graph, which DDP insists on."""
-        everything = student and len(active) == len(
-            self.distiller.distill_losses
+    def _idle_loss(self, losses: Iterable[str]) -> dict[str, Tensor]:
+        """A zero that keeps idle parameters in the graph.
+
+        Data-parallel training insists on that. A first step of nothing but
+        losses that still warm up has no other loss.
+        """
+        names = [name for name in losses if 'loss' in name]
+        student = any(name.startswith('student.') for name in names)
+        everything = student and all(
+            f'distill.{name}' in losses
+            for name in self.distiller.distill_losses
         )
-        if everything or not is_distributed():
+        if everything or (names and not is_distributed()):
             return {}
         parameters = [p for p in self.parameters() if p.requires_grad]
         return {'distill.loss_idle': zero_of(parameters)}

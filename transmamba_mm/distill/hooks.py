@@ -10,15 +10,19 @@ import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from mmrazor.models.algorithms import SingleTeacherDistill
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from transmamba_mm.registry import HOOKS
 
 from .algorithm import TransMambaDistill
 from .losses import DistillLoss
+from .schedule import Schedule
+
+# How names in the log start that a distillation may leave out for a time.
+_LOGGED = ('distill.', 'student.')
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -38,15 +42,29 @@ def _untouched_randomness() -> Iterator[None]:
     np.random.set_state(numpy)
 
 
+@contextmanager
+def _everything_counts(model: nn.Module) -> Iterator[None]:
+    """Lets all losses count, whatever the time is."""
+    if not isinstance(model, TransMambaDistill):
+        yield
+        return
+    schedule, model.schedule = model.schedule, Schedule()
+    try:
+        yield
+    finally:
+        model.schedule = schedule
+
+
 @HOOKS.register_module()
 class DistillMonitor(Hook):
     """Checks a distillation config on one sample, then logs similarities.
 
     Before the first iteration it runs one training sample through teacher,
-    student and losses, so that sources, widths and token grids that do not
-    fit are reported before any training. While training it writes, for every
-    distillation loss that has them, the similarity and weight of each layer
-    and direction to the visualizer, and a table to the log after each epoch.
+    student and all losses, also those that set in later, so that sources,
+    widths and token grids that do not fit are reported before any training.
+    While training it writes, for every distillation loss that counts and has
+    them, the similarity and weight of each layer and direction to the
+    visualizer, and a table to the log after each epoch.
 
     Args:
         interval (int): Iterations between visualizer entries. Defaults
@@ -65,7 +83,8 @@ class DistillMonitor(Hook):
             return
         modes = {module: module.training for module in model.modules()}
         loader = runner.train_dataloader
-        with _untouched_randomness(), torch.no_grad():
+        check = _everything_counts(model)
+        with _untouched_randomness(), torch.no_grad(), check:
             batch = loader.collate_fn([loader.dataset[0]])
             nn.Module.eval(model)
             try:
@@ -104,13 +123,16 @@ class DistillMonitor(Hook):
 
     @staticmethod
     def _losses(runner: Runner) -> dict[str, DistillLoss]:
-        """Distillation losses that publish statistics, by name."""
+        """Losses that count and publish statistics, by name."""
         model = unwrapped(runner.model)
         if not isinstance(model, SingleTeacherDistill):
             return {}
+        losses = dict(model.distiller.distill_losses.items())
+        if isinstance(model, TransMambaDistill):
+            losses = {name: losses[name] for name in model.active_losses()}
         return {
             name: loss
-            for name, loss in model.distiller.distill_losses.items()
+            for name, loss in losses.items()
             if isinstance(loss, DistillLoss)
         }
 
@@ -122,29 +144,25 @@ class DistillScheduleHook(Hook):
     Idle without a schedule. What does not train in the current phase has no
     gradient when the optimizer steps: neither weight decay nor momentum moves
     it, and it adds nothing to the gradient norm that is clipped. It works the
-    same in one process and in several.
+    same in one process and in several. Losses that no longer count leave the
+    log, where their last values would stay.
     """
 
-    # Before hooks that use the model, after the parameter scheduler.
+    # Before hooks that use the model or write the log.
     priority = 'ABOVE_NORMAL'
 
     def __init__(self) -> None:
+        self._moment: Optional[tuple] = None
         self._held: list[nn.Parameter] = []
         self._handles: list = []
-        self._steps: list = []
+        self._step: Optional[RemovableHandle] = None
 
     def before_train(self, runner: Runner) -> None:
-        """Attaches itself to the optimizers, if there is a schedule."""
+        """Attaches itself to the optimizer, if there is a schedule."""
         if self._scheduled(runner) is None:
             return
-        wrapper = runner.optim_wrapper
-        wrappers = [wrapper]
-        if isinstance(wrapper, OptimWrapperDict):
-            wrappers = list(wrapper.values())
-        self._steps = [
-            each.optimizer.register_step_pre_hook(self._drop_gradients)
-            for each in wrappers
-        ]
+        optimizer = runner.optim_wrapper.optimizer
+        self._step = optimizer.register_step_pre_hook(self._drop_gradients)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None
@@ -154,31 +172,44 @@ class DistillScheduleHook(Hook):
         if model is None:
             return
         model.schedule.progress = runner.iter / runner.max_iters
-        held = model.held_parameters()
-        if list(map(id, held)) == list(map(id, self._held)):
+        moment = model.schedule.now()[0], tuple(model.active_losses())
+        if moment == self._moment:
             return
         self._release()
-        self._held = held
+        self._moment, self._held = moment, model.held_parameters()
+        self._drop_gradients()  # accumulated until now
         # Zero, not None yet: data-parallel training waits for all gradients.
         self._handles = [
             parameter.register_hook(torch.zeros_like)
-            for parameter in held
+            for parameter in self._held
             if parameter.requires_grad
         ]
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
+        """Takes what does not count any more out of the log."""
+        if self._scheduled(runner) is None:
+            return
+        scalars = runner.message_hub.log_scalars
+        for tag in list(scalars):
+            name = tag.removeprefix('train/')
+            if name.startswith(_LOGGED) and name not in outputs:
+                scalars.pop(tag)
 
     def after_train(self, runner: Runner) -> None:
         """Lets go of everything."""
         self._release()
-        for handle in self._steps:
-            handle.remove()
-        self._held, self._steps = [], []
+        if self._step is not None:
+            self._step.remove()
+        self._moment, self._held, self._step = None, [], None
 
     def _release(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
-    def _drop_gradients(self, optimizer, args, kwargs) -> None:
+    def _drop_gradients(self, *args) -> None:
         for parameter in self._held:
             parameter.grad = None
 

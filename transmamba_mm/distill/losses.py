@@ -53,8 +53,10 @@ def normalised_mse(student: Tensor, teacher: Tensor) -> Tensor:
     moments = torch.stack([flat.mean(0), flat.square().mean(0)])
     all_reduce(moments, op='mean')  # no-op in one process
     variance = (moments[1] - moments[0].square()).mean()
+    # Below this it is rounding.
+    least = (1e-6 * moments[1].mean()).clamp(min=1e-12)
     error = (student.float() - target).square().mean()
-    return error / variance.clamp(min=1e-6)
+    return error / torch.maximum(variance, least)
 
 
 class LayerPairLoss(DistillLoss, PairAware):

@@ -4,16 +4,18 @@
 All times are shares of the training, from 0 to 1.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Optional, Union
 
-import torch
 from mmrazor.models.distillers import ConfigurableDistiller
 from torch import Tensor
 
 _DECAYS = ('none', 'linear', 'cosine')
+# Of times that are given in decimals.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Span:
                 f'begin and end are shares of the training with 0 <= begin < '
                 f'end <= 1, got {self.begin} and {self.end}'
             )
-        if not 0 <= self.warmup <= self.end - self.begin:
+        if not 0 <= self.warmup <= self.end - self.begin + _ROUNDING:
             raise ValueError(
                 f'warmup must lie between 0 and end - begin = '
                 f'{self.end - self.begin:g}, got {self.warmup}'
@@ -69,10 +71,10 @@ class Span:
         if self.decay == 'none':
             return 1.0
         whole = self.end - self.begin - self.warmup
-        rest = 1 - (since - self.warmup) / whole
+        rest = min((self.end - progress) / max(whole, _ROUNDING), 1.0)
         if self.decay == 'linear':
             return rest
-        return (1 - torch.cos(torch.tensor(torch.pi * rest)).item()) / 2
+        return (1 - math.cos(math.pi * rest)) / 2
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,36 @@ class Schedule:
                 'add distill_schedule=dict(type='
                 "'transmamba.DistillScheduleHook') to default_hooks"
             )
-        for phase in self.phases:
-            if self.progress < phase.end:
-                return phase, self.progress
-        return Phase(), self.progress
+        return self._phase(self.progress), self.progress
+
+    def _phase(self, progress: float) -> Phase:
+        """The phase at some time."""
+        later = (phase for phase in self.phases if progress < phase.end)
+        return next(later, Phase())
+
+    def check_no_gap(self, losses: Sequence[str]) -> None:
+        """Complains of a time at which there is nothing to learn.
+
+        Args:
+            losses (Sequence[str]): Names of all distillation losses.
+
+        Raises:
+            ValueError: If no loss counts in a part of a phase that has no
+                task loss.
+        """
+        spans = [self.spans.get(name, Span()) for name in losses]
+        times = {0.0, 1.0, *(phase.end for phase in self.phases)}
+        times.update(time for span in spans for time in (span.begin, span.end))
+        times = sorted(times)
+        for begin, end in zip(times, times[1:]):
+            if not self._phase(begin).task_loss and not any(
+                span.begin <= begin < span.end for span in spans
+            ):
+                raise ValueError(
+                    f'from {begin:g} to {end:g} of the training no loss '
+                    f'counts: let a method count then, or give the phase '
+                    f'task_loss=True'
+                )
 
     def factors(self, losses: Sequence[str]) -> dict[str, float]:
         """Weights of those losses that count now."""

@@ -2,7 +2,7 @@
 """What a distillation method is: a loss, and what of the pair it reads."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Optional
 
 from ..schedule import Span
@@ -51,6 +51,9 @@ class DistillMethod(ABC):
     Attributes:
         NAME (str): Default of ``name``.
         IN_ALPHA (bool): Default of ``in_alpha``.
+
+    Raises:
+        TypeError: If it has no such option.
     """
 
     NAME: ClassVar[str]
@@ -64,6 +67,12 @@ class DistillMethod(ABC):
         teacher_backbone: Optional[str] = None,
         **span: Any,
     ) -> None:
+        unknown = span.keys() - {field.name for field in fields(Span)}
+        if unknown:
+            raise TypeError(
+                f'{type(self).__name__} has no option '
+                f'{", ".join(sorted(unknown))}'
+            )
         self.name = name or self.NAME
         self.in_alpha = self.IN_ALPHA if in_alpha is None else in_alpha
         self.student_backbone = student_backbone

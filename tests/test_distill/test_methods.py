@@ -1,0 +1,719 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Every method gives the loss that plain hooks give, and teaches no more.
+
+Expected losses are computed anew from what :mod:`pair_cases` sees by forward
+hooks on modules that it knows by their own names.
+"""
+
+import itertools
+import re
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from distill_cases import METHODS, SAME, method, of_methods, total
+from helpers import SNAKES, build, pmamba_cfg, vit_cfg
+from pair_cases import (
+    CLASSES,
+    PAIRS,
+    batch_of,
+    on_grid,
+    patches,
+    plain_mamba,
+    side_of,
+    vision_mamba,
+    vit,
+    watch,
+)
+
+from transmamba_mm.contract import TeacherError
+from transmamba_mm.distill import TransMambaDistill, normalised_mse
+
+CLOSE = dict(rtol=1e-4, atol=1e-5)
+
+
+def distilled(student, teacher, *methods, alpha=0.5, **kwargs):
+    """A distillation of live models."""
+    torch.manual_seed(0)
+    distiller = of_methods(*methods, **kwargs)
+    model = TransMambaDistill(student, teacher, distiller, alpha=alpha)
+    return model.train()
+
+
+class Pair:
+    """A pair with all of its methods at once, and what hooks see of it."""
+
+    def __init__(self, case):
+        self.case = case
+        options = case.options or {}
+        self.methods = {
+            name: dict(config, **options.get(name, {}))
+            for name, config in METHODS.items()
+            if name not in case.without
+        }
+        self.model = distilled(
+            case.student(), case.teacher(), *self.methods.values(), alpha=0
+        )
+        self.student_parts = case.student_parts(self.model.student)
+        self.teacher_parts = case.teacher_parts(self.model.teacher)
+        self.batch = batch_of(case.size)
+        self.teacher = self.look_at_teacher()
+        self.student = self.look_at_student()
+
+    @torch.no_grad()
+    def look_at_teacher(self):
+        run = partial(self.model.teacher, self.batch[0], mode='tensor')
+        return watch(self.teacher_parts, run)
+
+    def look_at_student(self):
+        backbone = self.model.student.backbone
+        taps = {
+            (layer, direction): mixer.taps.out[direction]
+            for layer, mixer in enumerate(self.student_parts.mixers)
+            for direction in backbone.directions
+        }
+        run = partial(self.model.student, *self.batch, mode='loss')
+        return watch(self.student_parts, run, taps)
+
+    def maps(self, connector):
+        """Projections of a method by layer."""
+        maps = self.model.distiller.connectors[connector].maps
+        return {int(layer): each for layer, each in maps.items()}
+
+
+@pytest.fixture(scope='module', params=PAIRS)
+def pair(request):
+    return Pair(PAIRS[request.param])
+
+
+@pytest.fixture(scope='module')
+def equals():
+    """The pair of equal widths and grids."""
+    return Pair(PAIRS['ViT to PlainMamba'])
+
+
+# ---------------------------------------------------------- the losses
+
+
+def in_units_of_variance(found, target):
+    variance = target.flatten(0, 1).var(0, unbiased=False).mean()
+    return (found - target).square().mean() / variance
+
+
+def matching(pair, site, connector, layers):
+    """Paired layers, student to the teacher's width and grid."""
+    errors = []
+    for layer, source in layers.items():
+        target = getattr(pair.teacher, site)[source]
+        target = patches(target, pair.teacher_parts.classes)
+        found = getattr(pair.student, site)[layer]
+        found = patches(found, pair.student_parts.classes)
+        found = on_grid(found, side_of(target))
+        maps = pair.maps(connector)
+        assert (layer in maps) == (found.shape[-1] != target.shape[-1])
+        if layer in maps:
+            found = F.linear(found, maps[layer].weight, maps[layer].bias)
+        errors.append(in_units_of_variance(found, target))
+    return sum(errors) / len(errors)
+
+
+def kl(pair):
+    student = (pair.student.logits / 2).log_softmax(1)
+    teacher = (pair.teacher.logits / 2).log_softmax(1)
+    return 4 * (teacher.exp() * (teacher - student)).sum(1).mean()
+
+
+def hard_label(pair):
+    labels = pair.teacher.logits.argmax(1)
+    chosen = pair.student.logits.log_softmax(1)[range(len(labels)), labels]
+    return -chosen.mean()
+
+
+def hint(pair):
+    (each,) = pair.maps('hint_student').values()
+    target = patches(pair.teacher.tokens, pair.teacher_parts.classes)
+    found = patches(pair.student.tokens, pair.student_parts.classes)
+    found = on_grid(found @ each.weight.T + each.bias, side_of(target))
+    return (found - target).square().mean()
+
+
+def hidden(pair):
+    return matching(pair, 'layers', 'hidden_student', pair.case.layers)
+
+
+def own_mixer(pair):
+    return matching(pair, 'mixers', 'own_mixer_student', pair.case.layers)
+
+
+def for_the_student(pair, tokens):
+    """The teacher's tokens with its class token where the student has one."""
+    sequence = patches(tokens, pair.teacher_parts.classes)
+    for slot in pair.student_parts.classes:
+        parts = [sequence[:, :slot], tokens[:, :1], sequence[:, slot:]]
+        sequence = torch.cat(parts, 1)
+    return sequence
+
+
+def mixer(pair, layers=None):
+    errors = []
+    for layer, source in (layers or pair.case.layers).items():
+        stream = for_the_student(pair, pair.teacher.streams[source])
+        target = for_the_student(pair, pair.teacher.mixers[source])
+        mixer = pair.student_parts.mixers[layer]
+        norm = pair.student_parts.norms[layer]
+        patch = patches(stream, pair.student_parts.classes)
+        mixed = mixer(norm(stream), (side_of(patch),) * 2)
+        errors.append(in_units_of_variance(mixed, target))
+    return sum(errors) / len(errors)
+
+
+def transmamba(pair):
+    backbone = pair.model.student.backbone
+    mlps = list(pair.model.distiller.connectors['calibration'].mlps)
+    target = patches(pair.teacher.tokens, pair.teacher_parts.classes)
+    side = side_of(target)
+    similarities = {direction: [] for direction in backbone.directions}
+    for (_, direction), tap in pair.student.taps.items():
+        # They stand in the same places in both directions.
+        scanned = patches(tap, pair.student_parts.classes)
+        mlp = mlps.pop(0)
+        own = backbone.scan_order(direction, *(side_of(scanned),) * 2)
+        raster = torch.empty_like(scanned)
+        raster[:, own] = scanned
+        order = backbone.scan_order(direction, side, side)
+        tokens = on_grid(raster, side)[:, order]
+        if mlp.reduce is not None:
+            tokens = tokens @ mlp.reduce.weight.T
+        tokens = F.pad(tokens, (0, target.shape[-1] - tokens.shape[-1]))
+        tokens = mlp.fc2(F.gelu(mlp.fc1(tokens)))
+        cosine = F.cosine_similarity(tokens, target[:, order], dim=-1)
+        similarities[direction].append(cosine.mean())
+    loss = 0
+    for values in map(torch.stack, similarities.values()):
+        loss += ((-values.detach() / 0.1).softmax(0) * (1 - values)).sum()
+    return loss
+
+
+EXPECTED = dict(
+    transmamba=transmamba,
+    kl=kl,
+    hard_label=hard_label,
+    hint=hint,
+    hidden=hidden,
+    mixer=mixer,
+    own_mixer=own_mixer,
+)
+
+
+def grads_of(loss, model):
+    """Gradients of the student, zero where the loss knows it not."""
+    named = dict(model.student.named_parameters())
+    found = torch.autograd.grad(
+        loss, named.values(), retain_graph=True, allow_unused=True
+    )
+    return {
+        name: torch.zeros_like(each) if grad is None else grad
+        for (name, each), grad in zip(named.items(), found)
+    }
+
+
+@pytest.mark.parametrize(
+    ('pair', 'name'),
+    [
+        (key, name)
+        for key, case in PAIRS.items()
+        for name in METHODS
+        if name not in case.without
+    ],
+    indirect=['pair'],
+)
+def test_loss_and_gradient_are_those_of_plain_hooks(pair, name):
+    losses = pair.model(*pair.batch, mode='loss')
+    found, wanted = losses[f'distill.loss_{name}'], EXPECTED[name](pair)
+    assert wanted > 0.01
+    torch.testing.assert_close(found, wanted, **CLOSE)
+    found = grads_of(found, pair.model)
+    pair.student = pair.look_at_student()
+    wanted = grads_of(EXPECTED[name](pair), pair.model)
+    for key, grad in wanted.items():
+        scale = max(grad.abs().max().item(), 1e-3)
+        torch.testing.assert_close(
+            found[key], grad, rtol=1e-3, atol=1e-4 * scale, msg=key
+        )
+
+
+def losses_and_grads(pair):
+    losses = pair.model(*pair.batch, mode='loss')
+    losses = {k: v for k, v in losses.items() if 'distill.loss' in k}
+    grads = {k: grads_of(loss, pair.model) for k, loss in losses.items()}
+    return losses, grads
+
+
+def test_computing_activations_again_changes_nothing(pair):
+    plain, grads = losses_and_grads(pair)
+    pair.model.student.backbone.with_cp = True
+    again, same_grads = losses_and_grads(pair)
+    pair.model.student.backbone.with_cp = False
+    assert len(plain) == len(pair.methods)
+    torch.testing.assert_close(again, plain, **SAME)
+    for key, wanted in grads.items():
+        for name, grad in wanted.items():
+            torch.testing.assert_close(
+                same_grads[key][name], grad, msg=f'{key} {name}', **CLOSE
+            )
+
+
+def test_half_precision_is_close(pair):
+    exact = pair.model(*pair.batch, mode='loss')
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        rough = pair.model(*pair.batch, mode='loss')
+    total(rough).backward()
+    pair.model.zero_grad()
+    for name in pair.methods:
+        key = f'distill.loss_{name}'
+        assert rough[key].dtype == torch.float32
+        torch.testing.assert_close(
+            rough[key], exact[key], rtol=0.03, atol=0.01, msg=key
+        )
+
+
+# ------------------------------------------------- what a loss can teach
+
+
+#: Parameters of the tiny PlainMamba: names that match these.
+EMBEDDINGS = r'backbone\.(pos_embed|patch_embed\..+)'
+MIXER = r'backbone\.layers\.{}\.(norm|mamba)\..+'
+BLOCK = r'backbone\.layers\.{}\..+'
+FIRST = (EMBEDDINGS, BLOCK.format(0))
+LAST_MIXER = (*FIRST, MIXER.format(1))
+ALL_BLOCKS = (*FIRST, BLOCK.format(1))
+EVERYTHING = (r'.+',)
+
+TEACHES = {
+    'kl': (method('LogitsKD'), EVERYTHING),
+    'hard label': (method('HardLabel'), EVERYTHING),
+    'hint': (method('LastLayerHint'), (r'backbone\..+',)),
+    'hidden': (method('HiddenStates'), ALL_BLOCKS),
+    'hidden, first layer': (
+        method('HiddenStates', layer_map=[1, None]),
+        FIRST,
+    ),
+    'transmamba': (
+        method('AdaptiveBidirectional'),
+        # A tap has no bias.
+        (*FIRST, r'(?!.+out_proj\.bias)' + MIXER.format(1)),
+    ),
+    'own mixers': (method('MixerMatching', teacher_forced=False), LAST_MIXER),
+    'own mixer, first layer': (
+        method('MixerMatching', teacher_forced=False, layer_map=[2, None]),
+        (EMBEDDINGS, MIXER.format(0)),
+    ),
+    'mixers': (method('MixerMatching'), (MIXER.format('[01]'),)),
+    'mixer, last layer': (
+        method('MixerMatching', layer_map=[None, 1]),
+        (MIXER.format(1),),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ('config', 'reached'), TEACHES.values(), ids=list(TEACHES)
+)
+def test_gradients_reach_what_they_should_and_nothing_else(
+    equals, config, reached
+):
+    model = distilled(equals.model.student, equals.model.teacher, config)
+    losses = model(*equals.batch, mode='loss')
+    (key,) = (k for k in losses if 'distill.loss' in k)
+    for name, grad in grads_of(losses[key], model).items():
+        wanted = any(re.fullmatch(pattern, name) for pattern in reached)
+        assert bool(grad.any()) == wanted, name
+    losses[key].backward()
+    assert all(p.grad.any() for p in model.distiller.parameters())
+    assert all(p.grad is None for p in model.teacher.parameters())
+    model.zero_grad()
+
+
+def test_a_student_as_wide_as_its_teacher_needs_no_projection():
+    methods = [METHODS['hidden'], METHODS['own_mixer'], METHODS['hint']]
+    for dims in (16, 12):
+        model = distilled(plain_mamba(dims), vit(), *methods)
+        found = {
+            name: {key: each.weight.shape for key, each in c.maps.items()}
+            for name, c in model.distiller.connectors.items()
+        }
+        last = {'1': (16, dims)}
+        both = {'0': (16, 12), '1': (16, 12)} if dims == 12 else {}
+        assert found == dict(
+            hidden_student=both, own_mixer_student=both, hint_student=last
+        )
+
+
+LAYER_MAPS = [
+    ('uniform', {0: 0, 1: 2}),
+    ('first_n', {0: 0, 1: 1}),
+    ([2, 0], {0: 2, 1: 0}),
+    ([None, 1], {1: 1}),
+]
+
+
+@pytest.mark.parametrize(('layer_map', 'layers'), LAYER_MAPS)
+def test_layer_maps(equals, layer_map, layers):
+    names = ('hidden', 'own_mixer', 'mixer')
+    model = distilled(
+        equals.model.student,
+        equals.model.teacher,
+        *(dict(METHODS[name], layer_map=layer_map) for name in names),
+    )
+    losses = model(*equals.batch, mode='loss')
+    wanted = [
+        matching(equals, 'layers', 'hidden_student', layers),
+        matching(equals, 'mixers', 'own_mixer_student', layers),
+        mixer(equals, layers),
+    ]
+    for name, value in zip(names, wanted):
+        torch.testing.assert_close(
+            losses[f'distill.loss_{name}'], value, msg=name, **CLOSE
+        )
+
+
+def test_surplus_student_layers_learn_nothing_of_first_n(equals):
+    student = build(pmamba_cfg(depth=4, classes=CLASSES))
+    config = method('MixerMatching', layer_map='first_n')
+    model = distilled(student, equals.model.teacher, config)
+    loss = model(*equals.batch, mode='loss')['distill.loss_mixer']
+    for name, grad in grads_of(loss, model).items():
+        wanted = re.fullmatch(MIXER.format('[012]'), name)
+        assert bool(grad.any()) == bool(wanted), name
+
+
+@pytest.mark.parametrize('scale', [1e-4, 1.0, 1e4])
+def test_errors_are_in_units_of_the_teachers_variance(scale):
+    student, teacher = torch.randn(2, 3, 5, 7)
+    found = normalised_mse(scale * student, scale * teacher)
+    wanted = in_units_of_variance(student, teacher)
+    torch.testing.assert_close(found, wanted, **CLOSE)
+    mean = teacher.mean((0, 1)).expand_as(teacher)
+    torch.testing.assert_close(
+        normalised_mse(mean, teacher), torch.tensor(1.0)
+    )
+
+
+def test_a_teacher_that_says_nothing_gives_a_finite_error():
+    teacher = torch.zeros(2, 3, 4)
+    assert normalised_mse(torch.ones(2, 3, 4), teacher).isfinite()
+    assert normalised_mse(teacher, teacher) == 0
+
+
+# -------------------------------------------------------- several at once
+
+
+def together(pair, *methods, **kwargs):
+    """Other methods for the models of a pair, with its connectors."""
+    model = distilled(
+        pair.model.student, pair.model.teacher, *methods, **kwargs
+    )
+    own = pair.model.distiller.connectors
+    for name, connector in model.distiller.connectors.items():
+        connector.load_state_dict(own[name].state_dict())
+    return model
+
+
+@pytest.fixture(scope='module')
+def alone(equals):
+    """The task loss, and the loss of each method by itself."""
+    losses = {}
+    for name, config in METHODS.items():
+        found = together(equals, config, alpha=0.5)(*equals.batch, mode='loss')
+        assert {k for k in found if 'loss' in k} == {
+            'student.loss',
+            f'distill.loss_{name}',
+        }
+        losses[name] = found[f'distill.loss_{name}']
+    losses['transmamba'] = 2 * losses['transmamba']  # inside alpha
+    losses['task'] = equals.model.student(*equals.batch, mode='loss')['loss']
+    return losses
+
+
+COMBINATIONS = [*itertools.combinations(METHODS, 2), tuple(METHODS)]
+
+
+@pytest.mark.parametrize('names', COMBINATIONS, ids=' and '.join)
+def test_methods_add_up(equals, alone, names):
+    inside = 'transmamba' in names
+    configs = [dict(METHODS[name], loss_weight=3.0) for name in names]
+    model = together(equals, *configs, alpha=0.3)
+    losses = model(*equals.batch, mode='loss')
+    wanted = (0.3 if inside else 1) * alone['task']
+    for name in names:
+        share = 3 * (0.7 if name == 'transmamba' else 1)
+        found = losses[f'distill.loss_{name}']
+        torch.testing.assert_close(found, share * alone[name], **SAME)
+        wanted = wanted + share * alone[name]
+    assert len([key for key in losses if 'loss' in key]) == 1 + len(names)
+    torch.testing.assert_close(model.parse_losses(losses)[0], wanted, **SAME)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_inside_and_beside_alpha(equals, alone, name):
+    for inside in (True, False):
+        config = dict(METHODS[name], in_alpha=inside)
+        other = method('HardLabel', name='other')
+        model = together(equals, config, other, alpha=0.2)
+        losses = model(*equals.batch, mode='loss')
+        task, share = (0.2, 0.8) if inside else (1, 1)
+        wanted = {
+            'student.loss': task * alone['task'],
+            f'distill.loss_{name}': share * alone[name],
+            'distill.loss_other': alone['hard_label'],
+        }
+        found = {key: losses[key] for key in wanted}
+        torch.testing.assert_close(found, wanted, **SAME)
+
+
+def test_a_method_twice_needs_a_name(equals):
+    with pytest.raises(ValueError, match=r"'loss_kl' twice.*another name="):
+        together(equals, method('LogitsKD'), method('LogitsKD', tau=4.0))
+
+
+def test_a_method_twice_under_two_names(equals, alone):
+    configs = [METHODS['kl'], METHODS['transmamba']]
+    model = distilled(
+        equals.model.student,
+        equals.model.teacher,
+        *configs,
+        *(dict(x, name=f'half_{i}') for i, x in enumerate(configs)),
+        alpha=0,
+    )
+    distiller = model.distiller
+    # They read the same, and learn apart.
+    assert len(distiller.student_recorders.recorders) == 2
+    assert len(distiller.teacher_recorders.recorders) == 2
+    one, other = distiller.connectors.values()
+    other.load_state_dict(one.state_dict())
+    losses = model(*equals.batch, mode='loss')
+    for a, b in (('kl', 'half_0'), ('transmamba', 'half_1')):
+        assert losses[f'distill.loss_{a}'] == losses[f'distill.loss_{b}']
+    assert {'distill.transmamba_w_max', 'distill.half_1_w_max'} <= set(losses)
+
+
+def raw_logits(**loss):
+    """Logits distillation of mmrazor's own parts."""
+    recorder = partial(dict, type='mmrazor.ModuleOutputs')
+    return dict(
+        student_recorders=dict(s=recorder(source='head.fc')),
+        teacher_recorders=dict(t=recorder(source='head.layers.head')),
+        distill_losses=dict(
+            loss_raw=dict(type='mmrazor.KLDivergence', tau=2.0, **loss)
+        ),
+        loss_forward_mappings=dict(
+            loss_raw=dict(
+                preds_S=dict(recorder='s', from_student=True),
+                preds_T=dict(recorder='t', from_student=False),
+            )
+        ),
+    )
+
+
+def test_parts_of_mmrazor_stand_beside_methods(alone):
+    pair = Pair(PAIRS['ViT to PlainMamba'])
+    model = together(
+        pair, *METHODS.values(), alpha=0.3, **raw_logits(loss_weight=3.0)
+    )
+    losses = model(*pair.batch, mode='loss')
+    wanted = 3 * losses['distill.loss_kl']
+    torch.testing.assert_close(losses['distill.loss_raw'], wanted, **SAME)
+    assert len([k for k in losses if 'distill.loss' in k]) == 8
+
+
+def plain_distiller():
+    """Two methods as configs of version 0.1 wrote them, sizes and all."""
+    raw = raw_logits(loss_weight=0.7)
+    raw['student_recorders']['taps'] = dict(type='transmamba.DirectionTaps')
+    raw['teacher_recorders']['tokens'] = dict(
+        type='transmamba.PatchTokens', source=r'backbone\.ln1'
+    )
+    raw['distill_losses'] = dict(
+        loss_tm=dict(type='transmamba.AdaptiveBidirectionalDistill', tau=0.2),
+        **raw['distill_losses'],
+    )
+    raw['loss_forward_mappings']['loss_tm'] = dict(
+        student=dict(
+            recorder='taps', from_student=True, connector='calibration'
+        ),
+        teacher=dict(recorder='tokens', from_student=False),
+    )
+    calibration = dict(
+        type='transmamba.FeatureCalibration',
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        directions=SNAKES,
+    )
+    return dict(
+        type='mmrazor.ConfigurableDistiller',
+        connectors=dict(calibration=calibration),
+        **raw,
+    )
+
+
+def test_methods_equal_a_plain_distiller_bit_by_bit():
+    methods = of_methods(
+        method('AdaptiveBidirectional', tau=0.2),
+        method('LogitsKD', tau=2.0, loss_weight=0.7),
+    )
+    found = []
+    for distiller in (methods, plain_distiller()):
+        torch.manual_seed(0)
+        student, teacher = plain_mamba(), vit()
+        model = TransMambaDistill(student, teacher, distiller, alpha=0.3)
+        losses = model.train()(*batch_of(16), mode='loss')
+        model.parse_losses(losses)[0].backward()
+        state = [(k, p.grad) for k, p in model.named_parameters()]
+        found.append((losses, dict(state), model.state_dict()))
+    ours, plain = found
+    renamed = {'loss_tm': 'loss_transmamba', 'loss_raw': 'loss_kl'}
+    for key, value in plain[0].items():
+        name = key.removeprefix('distill.')
+        assert value.equal(ours[0][key.replace(name, renamed.get(name, name))])
+    assert len(ours[0]) == len(plain[0])
+    for mine, theirs in zip(ours[1:], plain[1:]):
+        # Names too: a checkpoint of one loads into the other.
+        assert mine.keys() == theirs.keys()
+        for key, value in theirs.items():
+            if value is None:
+                assert mine[key] is None, key
+            else:
+                assert value.equal(mine[key]), key
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def deit_without_class_token():
+    return build(
+        vit_cfg(
+            depth=3,
+            classes=CLASSES,
+            with_cls_token=False,
+            out_type='avg_featmap',
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'config', 'error', 'message'),
+    [
+        (
+            plain_mamba,
+            vit,
+            method('LogitsKD', tua=3.0),
+            TypeError,
+            'LogitsKD has no option tua',
+        ),
+        (
+            plain_mamba,
+            vit,
+            method('HiddenStates', begin=0.5, end=0.2),
+            ValueError,
+            'got 0.5 and 0.2',
+        ),
+        (
+            plain_mamba,
+            vit,
+            method('NoMethod'),
+            KeyError,
+            'NoMethod is not in',
+        ),
+        (
+            partial(plain_mamba, 12),
+            vit,
+            method('MixerMatching'),
+            ValueError,
+            r'layer 0 \(12 channels\).*layer 0 reads \(16 channels\): '
+            'choose a student as wide as the teacher, or teacher_forced=False',
+        ),
+        (
+            vision_mamba,
+            deit_without_class_token,
+            method('MixerMatching'),
+            ValueError,
+            'needs a teacher with a class token.*or teacher_forced=False',
+        ),
+        (
+            plain_mamba,
+            vit,
+            method('HiddenStates', layer_map=[0, 1, 2]),
+            ValueError,
+            r'layer_map \[0, 1, 2\] needs.*each of the 2 student layers',
+        ),
+        (
+            plain_mamba,
+            vit,
+            method('MixerMatching', layer_map=[None, 3]),
+            ValueError,
+            r'teacher layer in 0\.\.2, or None',
+        ),
+        (
+            plain_mamba,
+            vit,
+            method('HiddenStates', layer_map='linear'),
+            ValueError,
+            "'uniform', 'first_n' or a list, got 'linear'",
+        ),
+        (
+            plain_mamba,
+            vit,
+            method('HiddenStates', layer_map=[None, None]),
+            ValueError,
+            'pairs no layer',
+        ),
+        (
+            plain_mamba,
+            plain_mamba,
+            method('HiddenStates'),
+            TeacherError,
+            'no known Transformer.*extending.md',
+        ),
+        (
+            vit,
+            vit,
+            method('LogitsKD'),
+            TypeError,
+            'expected one transmamba_mm backbone.*found 0',
+        ),
+        (
+            plain_mamba,
+            vit,
+            method('HiddenStates', teacher_backbone='text'),
+            TeacherError,
+            "no known Transformer called 'text'",
+        ),
+    ],
+    ids=lambda value: value.get('type') if isinstance(value, dict) else None,
+)
+def test_mistakes_are_told(student, teacher, config, error, message):
+    with pytest.raises(error) as caught:
+        distilled(student(), teacher(), config)
+    assert re.search(message, str(caught.value), re.DOTALL)
+
+
+def test_a_teacher_without_class_token_may_teach_all_else():
+    names = [name for name in METHODS if name != 'mixer']
+    configs = [METHODS[name] for name in names]
+    model = distilled(vision_mamba(), deit_without_class_token(), *configs)
+    losses = model(*batch_of(16), mode='loss')
+    assert all(losses[f'distill.loss_{name}'].isfinite() for name in names)
+
+
+def test_of_several_students_and_teachers_the_named_ones_are_read():
+    """Heads apart, which are one's own."""
+    student, teacher = plain_mamba(), vit()
+    student.other, teacher.other = plain_mamba(12), vit()
+    names = dict(student_backbone='backbone', teacher_backbone='backbone')
+    kept = [x for x in METHODS if x not in ('kl', 'hard_label')]
+    configs = [dict(METHODS[name], **names) for name in kept]
+    model = distilled(student, teacher, *configs)
+    losses = model(*batch_of(16), mode='loss')
+    assert all(losses[f'distill.loss_{name}'] > 0 for name in kept)
