@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar, Optional, Union
 
 import torch
 from mmengine.logging import print_log
@@ -53,14 +53,18 @@ TRUNC_NORMAL_INIT = [
 class MambaBackbone(GridStudent, BaseModule):
     r"""Base class of student backbones, in mmpretrain's conventions.
 
-    A subclass registers ``patch_embed`` (with ``init_out_size``), ``layers``
-    and, if it has one, ``pos_embed``, and sets the class or instance
+    A subclass registers ``patch_embed`` (with ``init_out_size``), ``layers``,
+    the norm called :attr:`FINAL_NORM` (None for none) and, if it has one,
+    ``pos_embed``, and sets ``directions``, ``layer_dims`` and the class
     attributes of :class:`~transmamba_mm.contract.GridStudent` and below. Its
-    constructor calls, in this order, this class's, ``_resolve_arch``,
-    ``_resolve_out_indices`` once ``layer_dims`` is known, and, at its end,
-    ``_freeze_stages``.
+    constructor calls, in this order, this class's, :meth:`_resolve_arch`,
+    :meth:`_add_outputs` once ``layer_dims`` is known, and, at its end,
+    :meth:`_freeze_stages`; its ``forward`` ends with :meth:`_run_layers`.
 
     Attributes:
+        MIXER (str): Attribute of a block that holds its mixer.
+        OUT_NORM (str): How the norms of outputs before the last layer are
+            called, less their index.
         OUT_TYPES (tuple[str, ...]): Supported ``out_type`` values.
         EMBEDDINGS (tuple[str, ...]): How names of the backbone's own
             parameters start that precede the first layer.
@@ -91,6 +95,8 @@ class MambaBackbone(GridStudent, BaseModule):
         init_cfg (dict | list[dict], optional): mmengine initialisation.
     """
 
+    MIXER: ClassVar[str] = 'mixer'
+    OUT_NORM: ClassVar[str] = 'norm_layer'
     OUT_TYPES: ClassVar[tuple[str, ...]] = ('raw', 'featmap', 'avg_featmap')
     EMBEDDINGS: ClassVar[tuple[str, ...]] = ('pos_embed', 'cls_token')
     ARCHS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -123,6 +129,24 @@ class MambaBackbone(GridStudent, BaseModule):
         self.with_cp = with_cp
         self._register_state_dict_hook(note_layout)
         self._register_load_state_dict_pre_hook(self._fit_loaded)
+
+    # ------------------------------------------------------ the contract
+
+    def blocks(self) -> list[nn.Module]:
+        """See :meth:`MambaStudent.blocks`."""
+        return list(self.layers)
+
+    def mixers(self) -> list[nn.Module]:
+        """See :meth:`MambaStudent.mixers`."""
+        return [getattr(block, self.MIXER) for block in self.blocks()]
+
+    def mix(self, layer: int, stream: Tensor, grid: Grid) -> Tensor:
+        """See :meth:`MambaStudent.mix`; ``with_cp`` holds here as well."""
+        if not (self.with_cp and torch.is_grad_enabled()):
+            return super().mix(layer, stream, grid)
+        return checkpoint(
+            super().mix, layer, stream, grid, use_reentrant=False
+        )
 
     # -------------------------------------------------------- checkpoints
 
@@ -277,13 +301,14 @@ class MambaBackbone(GridStudent, BaseModule):
         kwargs = dict(context_fn=contexts) if taps else {}
         return checkpoint(block, x, *args, use_reentrant=False, **kwargs)
 
-    def mix(self, layer: int, stream: Tensor, grid: Grid) -> Tensor:
-        """See :meth:`MambaStudent.mix`; ``with_cp`` holds here as well."""
-        if not (self.with_cp and torch.is_grad_enabled()):
-            return super().mix(layer, stream, grid)
-        return checkpoint(
-            super().mix, layer, stream, grid, use_reentrant=False
-        )
+    def _run_layers(self, x: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+        """Runs all layers on tokens (B, L, C); returns what is asked for."""
+        outs = []
+        for index, block in enumerate(self.layers):
+            x = self._run_block(block, x, grid)
+            if index in self.out_indices:
+                outs.append(self._output(index, x, grid))
+        return tuple(outs)
 
     # -------------------------------------------- mmpretrain's conventions
 
@@ -291,6 +316,19 @@ class MambaBackbone(GridStudent, BaseModule):
     def num_outputs(self) -> int:
         """int: What ``out_indices`` can choose from: layers, or stages."""
         return self.num_layers
+
+    def _add_outputs(self, make_norm: Callable[[int], nn.Module]) -> None:
+        """Sets ``out_indices``, and registers the norms of earlier outputs.
+
+        The norm of the last layer is :attr:`FINAL_NORM`.
+
+        Args:
+            make_norm (Callable): Makes the norm of an index.
+        """
+        self.out_indices = self._resolve_out_indices()
+        for index in self.out_indices:
+            if index != self.num_outputs - 1:
+                self.add_module(f'{self.OUT_NORM}{index}', make_norm(index))
 
     def _resolve_out_indices(self) -> tuple[int, ...]:
         """Turns the asked ``out_indices`` into non-negative ones."""
@@ -321,13 +359,28 @@ class MambaBackbone(GridStudent, BaseModule):
             )
         return tuple(resolved)
 
+    def _output(self, index: int, x: Tensor, grid: Grid) -> Tensor:
+        """What a layer's, or stage's, residual stream (B, L, C) shows."""
+        last = index == self.num_outputs - 1
+        name = self.FINAL_NORM if last else f'{self.OUT_NORM}{index}'
+        return self._format_output(
+            self._normalise(x, getattr(self, name)), grid
+        )
+
+    def _normalise(self, x: Tensor, norm: Optional[nn.Module]) -> Tensor:
+        """Normalises the residual stream, if there is a norm."""
+        return x if norm is None else norm(x)
+
     def _format_output(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """Shapes raster patch tokens (B, L, C) as ``out_type`` says."""
+        """Shapes tokens (B, L, C), class tokens included, by ``out_type``."""
         if self.out_type == 'raw':
             return tokens
+        classes, patches = self.split(tokens, grid)
+        if self.out_type == 'cls_token':
+            return classes.mean(dim=1)
         if self.out_type == 'featmap':
-            return tokens.mT.unflatten(2, grid)
-        return tokens.mean(dim=1)
+            return patches.mT.unflatten(2, grid)
+        return patches.mean(dim=1)
 
     def _resize_positions(
         self, positions: Tensor, source: Grid, target: Grid

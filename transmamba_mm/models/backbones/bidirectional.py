@@ -15,10 +15,7 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
-from transmamba_mm.contract.class_tokens import (
-    join_class_tokens,
-    split_class_tokens,
-)
+from transmamba_mm.contract.class_tokens import join_class_tokens
 from transmamba_mm.contract.taps import Grid
 
 from ..checks import check_number
@@ -183,7 +180,6 @@ class BidirectionalBackbone(MambaBackbone):
         self.class_token_names = self.CLASS_TOKENS[class_token]
         self.num_extra_tokens = len(self.class_token_names)
         self.residual_in_fp32 = residual_in_fp32
-        self.out_indices = self._resolve_out_indices()
         mixer_cfg = {'expand': arch['expand'], **(mixer_cfg or {})}
 
         self.patch_embed = patch_embed(embed_dims=dims)
@@ -216,13 +212,7 @@ class BidirectionalBackbone(MambaBackbone):
         )
         self.directions = self.layers[0].mixer.directions
         self.norm_f = build_token_norm(norm_cfg, dims) if final_norm else None
-        # Outputs of earlier layers have a norm of their own; the last
-        # layer's is `norm_f`.
-        for index in self.out_indices:
-            if index != depth - 1:
-                self.add_module(
-                    f'norm_layer{index}', build_token_norm(norm_cfg, dims)
-                )
+        self._add_outputs(lambda index: build_token_norm(norm_cfg, dims))
 
     @torch.no_grad()
     def _draw_start_values(self) -> None:
@@ -264,14 +254,6 @@ class BidirectionalBackbone(MambaBackbone):
             'class_token': self.class_token,
             'divide_out': self.layers[0].mixer.divide_out,
         }
-
-    def mixers(self) -> list[nn.Module]:
-        """See :meth:`MambaStudent.mixers`."""
-        return [layer.mixer for layer in self.layers]
-
-    def blocks(self) -> list[nn.Module]:
-        """See :meth:`MambaStudent.blocks`."""
-        return list(self.layers)
 
     def class_token_slots(self, *grid: int) -> tuple[int, ...]:
         """See :meth:`GridStudent.class_token_slots`."""
@@ -330,36 +312,7 @@ class BidirectionalBackbone(MambaBackbone):
             x = widened(x)
         return x, grid
 
-    def _run_layer(self, index: int, x: Tensor, grid: Grid) -> Tensor:
-        """Runs one layer on the residual stream (B, L, C)."""
-        return self._run_block(self.layers[index], x, grid)
-
     def _normalise(self, x: Tensor, norm: Optional[nn.Module]) -> Tensor:
         """Brings the residual stream back to the model's precision."""
         x = x.to(self.patch_embed.proj.weight.dtype)
         return x if norm is None else norm(x)
-
-    def _run_layers(self, x: Tensor, grid: Grid) -> tuple[Tensor, ...]:
-        """Runs all layers and gathers the outputs asked for."""
-        last = len(self.layers) - 1
-        outs = []
-        for i in range(len(self.layers)):
-            x = self._run_layer(i, x, grid)
-            if i in self.out_indices:
-                norm = getattr(self, f'norm_layer{i}', None)
-                norm = self.norm_f if i == last else norm
-                outs.append(
-                    self._format_tokens(self._normalise(x, norm), grid)
-                )
-        return tuple(outs)
-
-    def _format_tokens(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """Shapes a token sequence (B, L, C) as ``out_type`` says."""
-        if self.out_type == 'raw':
-            return tokens
-        classes, patches = split_class_tokens(
-            tokens, self.class_token_slots(*grid)
-        )
-        if self.out_type == 'cls_token':
-            return classes.mean(dim=1)
-        return self._format_output(patches, grid)

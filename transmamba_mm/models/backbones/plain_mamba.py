@@ -197,6 +197,7 @@ class PlainMamba(MambaBackbone):
 
     FORMAT = PLAIN_MAMBA
 
+    MIXER = 'mamba'
     def __init__(
         self,
         arch: Union[str, dict] = 'pmamba-tiny',
@@ -239,7 +240,6 @@ class PlainMamba(MambaBackbone):
         self.embed_dims = dims
         self.layer_dims = (dims,) * depth
         self.directions = check_directions(directions)
-        self.out_indices = self._resolve_out_indices()
         with_dwconv = check_ints(
             'layers_with_dwconv', arch['layers_with_dwconv'], 0, depth - 1
         )
@@ -289,22 +289,8 @@ class PlainMamba(MambaBackbone):
             for i in range(depth)
         )
         self.ln1 = nn.LayerNorm(dims, eps=1e-6) if final_norm else None
-        # Maps of earlier layers have a norm of their own; the last layer's
-        # is `ln1`.
-        for index in self.out_indices:
-            if index != depth - 1:
-                self.add_module(
-                    f'norm_layer{index}', nn.LayerNorm(dims, eps=1e-6)
-                )
+        self._add_outputs(lambda index: nn.LayerNorm(dims, eps=1e-6))
         self._freeze_stages()
-
-    def mixers(self) -> list[nn.Module]:
-        """See :meth:`MambaStudent.mixers`."""
-        return [layer.mamba for layer in self.layers]
-
-    def blocks(self) -> list[nn.Module]:
-        """See :meth:`MambaStudent.blocks`."""
-        return list(self.layers)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Extracts features from images (B, C, H, W), any H and W.
@@ -323,14 +309,4 @@ class PlainMamba(MambaBackbone):
             x = x + self._resize_positions(
                 self.pos_embed, self.patch_embed.init_out_size, grid
             )
-        x = self.drop_after_pos(x)
-        last = len(self.layers) - 1
-        outs = []
-        for i, layer in enumerate(self.layers):
-            x = self._run_block(layer, x, grid)
-            if i in self.out_indices:
-                norm = getattr(self, f'norm_layer{i}', None)
-                norm = self.ln1 if i == last else norm
-                out = x if norm is None else norm(x)
-                outs.append(self._format_output(out, grid))
-        return tuple(outs)
+        return self._run_layers(self.drop_after_pos(x), grid)

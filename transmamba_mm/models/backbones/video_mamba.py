@@ -380,7 +380,8 @@ class VideoMamba(BidirectionalBackbone):
         stream, grid = self._embed_kept(x, mask, use_image)
         found = []
         for i in range(self.num_layers):
-            before, stream = stream, self._run_layer(i, stream, grid)
+            before = stream
+            stream = self._run_block(self.layers[i], stream, grid)
             if i in layers:
                 found.append(
                     self._normalise(stream, self.norm_f)
@@ -455,8 +456,8 @@ class VideoMamba(BidirectionalBackbone):
             )
         return patches.unflatten(1, (frames, -1)).mean(dim=2)
 
-    def _format_tokens(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """Shapes a token sequence (B, L, C) as ``out_type`` says."""
+    def _format_output(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """See :meth:`MambaBackbone._format_output`."""
         if self.out_type == 'pooled':
             return self._pool(tokens, grid)
-        return super()._format_tokens(tokens, grid)
+        return super()._format_output(tokens, grid)

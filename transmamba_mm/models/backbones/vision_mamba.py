@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from transmamba_mm.checkpoints.formats import VIM
-from transmamba_mm.contract.class_tokens import split_class_tokens
 from transmamba_mm.contract.taps import Grid
 from transmamba_mm.registry import MODELS
 
@@ -210,9 +209,8 @@ class VisionMamba(BidirectionalBackbone):
         """
         return self._run_layers(*self._embed(x))
 
-    def _format_tokens(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """Shapes a token sequence (B, L, C) as ``out_type`` says."""
+    def _format_output(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """See :meth:`MambaBackbone._format_output`."""
         if self.out_type == 'last_token':
-            slots = self.class_token_slots(*grid)
-            return split_class_tokens(tokens, slots)[1][:, -1]
-        return super()._format_tokens(tokens, grid)
+            return self.split(tokens, grid)[1][:, -1]
+        return super()._format_output(tokens, grid)

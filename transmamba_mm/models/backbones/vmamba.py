@@ -186,6 +186,8 @@ class VMamba(MambaBackbone):
 
     hierarchical = True
 
+    MIXER = 'op'
+    OUT_NORM = 'outnorm'
     def __init__(
         self,
         arch: Union[str, dict] = 'tiny-s1l8',
@@ -227,7 +229,6 @@ class VMamba(MambaBackbone):
         self.embed_dims = self.stage_dims[-1]
         self.directions = check_directions(directions)
         check_number('drop_rate', drop_rate, 0, 1)
-        self.out_indices = self._resolve_out_indices()
 
         self.patch_embed = VMambaStem(
             in_channels,
@@ -270,12 +271,7 @@ class VMamba(MambaBackbone):
             )
         )
         self.norm = nn.LayerNorm(self.embed_dims) if final_norm else None
-        last = len(self.depths) - 1
-        for index in self.out_indices:
-            if index != last:
-                self.add_module(
-                    f'outnorm{index}', nn.LayerNorm(self.stage_dims[index])
-                )
+        self._add_outputs(lambda stage: nn.LayerNorm(self.stage_dims[stage]))
         self._freeze_stages()
 
     @property
@@ -289,10 +285,6 @@ class VMamba(MambaBackbone):
         # The settings that once were others stay in it: what was stored with
         # another value is refused.
         return {**self.FORMAT.layout, **super().layout}
-
-    def mixers(self) -> list[nn.Module]:
-        """See :meth:`MambaStudent.mixers`."""
-        return [block.op for block in self.blocks()]
 
     def blocks(self) -> list[nn.Module]:
         """See :meth:`MambaStudent.blocks`."""
@@ -352,14 +344,11 @@ class VMamba(MambaBackbone):
         """
         fix_size(x)
         x, grid = self.patch_embed(x)
-        last = len(self.layers) - 1
         outs = []
-        for i, stage in enumerate(self.layers):
+        for index, stage in enumerate(self.layers):
             for block in stage.blocks:
                 x = self._run_block(block, x, grid)
-            if i in self.out_indices:
-                norm = self.norm if i == last else getattr(self, f'outnorm{i}')
-                out = x if norm is None else norm(x)
-                outs.append(self._format_output(out, grid))
+            if index in self.out_indices:
+                outs.append(self._output(index, x, grid))
             x, grid = stage.downsample(x, grid)
         return tuple(outs)

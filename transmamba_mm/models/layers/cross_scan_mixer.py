@@ -18,23 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transmamba_mm.contract.scan_orders import scan_order
 from transmamba_mm.contract.taps import Grid
 from transmamba_mm.ops import linear, multi_scan
-from transmamba_mm.ops.caching import cached_tensors
 
 from .directional_mixer import DirectionalMixer
 from .precision import widened
 from .ssm_init import decay_rates, step_size_bias
-
-
-@cached_tensors(maxsize=64)
-def _orders(
-    directions: tuple[str, ...], h: int, w: int, device: str
-) -> tuple[Tensor]:
-    """A (K, L) tensor, the same one at every call for a grid."""
-    orders = [scan_order(name, h, w, device=device) for name in directions]
-    return (torch.stack(orders).int(),)
 
 
 class CrossScanMixer(DirectionalMixer):
@@ -99,12 +88,6 @@ class CrossScanMixer(DirectionalMixer):
         bound = 1 / math.sqrt(self.dt_rank)
         nn.init.uniform_(self.dt_projs_weight, -bound, bound)
         self.dt_projs_bias.copy_(step_size_bias(self.dt_projs_bias.shape))
-
-    def sequence_orders(
-        self, length: int, grid: Grid, device: torch.device
-    ) -> Tensor:
-        """See :meth:`DirectionalMixer.sequence_orders`."""
-        return _orders(self.directions, *grid, str(device))[0]
 
     def mix(self, x: Tensor, grid: Grid, merge: bool) -> Tensor:
         """See :meth:`DirectionalMixer.mix`."""

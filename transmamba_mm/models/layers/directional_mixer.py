@@ -18,16 +18,26 @@ from torch import Tensor, nn
 from transmamba_mm.contract.scan_orders import scan_order
 from transmamba_mm.contract.taps import DirectionTaps, Grid
 from transmamba_mm.ops import linear
+from transmamba_mm.ops.caching import cached_tensors
 
 from ..checks import check_directions, check_int, check_width
 from .linear import Linear
+
+
+@cached_tensors(maxsize=64)
+def _scan_orders(
+    directions: tuple[str, ...], device: str, *grid: int
+) -> tuple[Tensor]:
+    """Orders (K, L), the same tensor at every call for a grid."""
+    orders = [scan_order(name, *grid, device=device) for name in directions]
+    return (torch.stack(orders).int(),)
 
 
 class DirectionalMixer(nn.Module, ABC):
     """A token mixer whose scan directions add up.
 
     A subclass calls :meth:`_add_output` when it has registered its own
-    parameters, and defines :meth:`mix` and :meth:`sequence_orders`.
+    parameters, and defines :meth:`mix`.
 
     Args:
         embed_dims (int): Token width ``d_model``.
@@ -103,11 +113,13 @@ class DirectionalMixer(nn.Module, ABC):
             (B, K, L, d_inner), in the order of the tokens.
         """
 
-    @abstractmethod
     def sequence_orders(
         self, length: int, grid: Grid, device: torch.device
     ) -> Sequence[Tensor]:
         """The token that each direction visits at each step.
+
+        These are the registered scan orders; where class tokens are scanned
+        as well, a mixer has orders of its own.
 
         Args:
             length (int): Tokens L, class tokens included.
@@ -115,8 +127,10 @@ class DirectionalMixer(nn.Module, ABC):
             device (torch.device): Where the result lives.
 
         Returns:
-            Sequence[Tensor]: One integer tensor (L,) per direction.
+            Sequence[Tensor]: One integer tensor (L,) per direction, as one
+            tensor (K, L) if they are the registered ones.
         """
+        return _scan_orders(self.directions, str(device), *grid)[0]
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Mixes tokens.
