@@ -195,9 +195,9 @@ class PlainMamba(MambaBackbone):
         (r'ln1\.(weight|bias)', r'final_norm.\1'),
     )
 
+    MIXER = 'mamba'
     FORMAT = PLAIN_MAMBA
 
-    MIXER = 'mamba'
     def __init__(
         self,
         arch: Union[str, dict] = 'pmamba-tiny',

@@ -181,13 +181,13 @@ class VMamba(MambaBackbone):
         (r'blocks\.(\d+)\.mlp\.fc2\.(weight|bias)', r'layers.\1.ffn_out.\2'),
         (r'norm\.(weight|bias)', r'final_norm.\1'),
     )
+    MIXER = 'op'
+    OUT_NORM = 'outnorm'
     FINAL_NORM = 'norm'
     FORMAT = VMAMBA
 
     hierarchical = True
 
-    MIXER = 'op'
-    OUT_NORM = 'outnorm'
     def __init__(
         self,
         arch: Union[str, dict] = 'tiny-s1l8',
