@@ -65,8 +65,9 @@ class MambaStudent(ABC):
     def mixers(self) -> list[nn.Module]:
         """The mixer of each block, in depth order.
 
-        It maps normalised tokens (B, L, C) and their grid to (B, L, C), and
-        has ``taps``, which show each direction.
+        It maps normalised tokens (B, L, C) and their grid to (B, L, C), has
+        ``taps``, which show each direction, and ``by_direction``, which gives
+        them apart (B, K, L, C).
         """
 
     @property
@@ -95,9 +96,25 @@ class MambaStudent(ABC):
         Returns:
             Tensor: (B, L, C).
         """
+        return self.mixers()[layer](self._normed(layer, stream), grid)
+
+    def mix_apart(self, layer: int, stream: Tensor, grid: Grid) -> Tensor:
+        """What each direction adds to any residual stream, but for a bias.
+
+        Args:
+            layer (int): Index of the layer.
+            stream (Tensor): Residual stream (B, L, C), as a block reads it.
+            grid (tuple[int, ...]): Patch grid.
+
+        Returns:
+            Tensor: (B, K, L, C), in the order of the tokens.
+        """
+        mixer = self.mixers()[layer]
+        return mixer.by_direction(self._normed(layer, stream), grid)
+
+    def _normed(self, layer: int, stream: Tensor) -> Tensor:
         norm = self.blocks()[layer].norm
-        normed = norm(stream.to(norm.weight.dtype))
-        return self.mixers()[layer](normed, grid)
+        return norm(stream.to(norm.weight.dtype))
 
     def split(self, tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Tokens (B, L, C) as class tokens (B, n, C) and all others."""

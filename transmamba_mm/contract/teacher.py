@@ -260,6 +260,14 @@ class Teacher:
         self.parameter(role)
         return self._modules[self._names[role].rpartition('.')[0]]
 
+    def mixer_out(self, layer: int) -> Tensor:
+        """Weight (C, C) that projects attention onto the residual stream."""
+        weight = self.parameter(f'layers.{layer}.mixer_out.weight')
+        scale = f'layers.{layer}.mixer_scale'
+        if scale not in self._names:
+            return weight
+        return self.parameter(scale).unsqueeze(1) * weight
+
     @property
     def num_heads(self) -> tuple[int, ...]:
         """tuple[int, ...]: See the class."""

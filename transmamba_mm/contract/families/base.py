@@ -64,6 +64,8 @@ class TeacherFamily:
             ``'norm1'``.
         num_heads (str): In a layer, module and attribute that hold the
             number of heads. Defaults to ``'attn.num_heads'``.
+        attends_to_all (bool): Whether every token attends to every other by
+            the softmax of scaled products alone. Defaults to True.
     """
 
     name: str
@@ -78,6 +80,7 @@ class TeacherFamily:
     mixer: str = 'attn'
     mixer_norm: str = 'norm1'
     num_heads: str = 'attn.num_heads'
+    attends_to_all: bool = True
     _pattern: re.Pattern = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

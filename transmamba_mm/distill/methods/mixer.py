@@ -6,17 +6,48 @@ mixer learns by itself what attention does, and errors of one layer do not
 reach the next (MOHAWK, arXiv 2408.10189; LoLCATs, arXiv 2410.10254).
 """
 
+from collections.abc import Mapping
 from typing import Any, Optional
 
 from torch import Tensor
 
-from transmamba_mm.contract import GridStudent, Pair, TokenRecord
+from transmamba_mm.contract import GridStudent, Pair, Teacher, TokenRecord
 from transmamba_mm.contract.layer_map import LayerMap
 from transmamba_mm.contract.sites import MIXERS, STREAMS
 from transmamba_mm.registry import MODELS, TASK_UTILS
 
 from ..losses import LayerPairLoss, normalised_mse
 from .base import DistillMethod, Reading
+
+
+def check_forced_pair(
+    student: GridStudent, teacher: Teacher, pairs: Mapping[int, int]
+) -> None:
+    """Complains of a student that cannot read what its teacher reads.
+
+    Args:
+        student (GridStudent): The student.
+        teacher (Teacher): The teacher.
+        pairs (Mapping[int, int]): Teacher layer of each student layer.
+
+    Raises:
+        ValueError: If widths differ, or only the student has class tokens.
+    """
+    for layer, source in pairs.items():
+        widths = student.layer_dims[layer], teacher.layer_dims[source]
+        if widths[0] != widths[1]:
+            raise ValueError(
+                f'teacher-forced mixer matching runs student layer {layer} '
+                f'({widths[0]} channels) on what teacher layer {source} reads '
+                f'({widths[1]} channels): choose a student as wide as the '
+                f'teacher, or teacher_forced=False'
+            )
+    if student.num_extra_tokens and not teacher.num_extra_tokens:
+        raise ValueError(
+            'teacher-forced mixer matching needs a teacher with a class token '
+            'for a student with class tokens: use a student without, or '
+            'teacher_forced=False'
+        )
 
 
 @MODELS.register_module()
@@ -43,21 +74,7 @@ class ForcedMixerLoss(LayerPairLoss):
         super().prepare(pair)
         student = pair.student(self.student_backbone).backbone
         teacher = pair.teacher(self.teacher_backbone)
-        for layer, source in self.pairs.items():
-            widths = student.layer_dims[layer], teacher.layer_dims[source]
-            if widths[0] != widths[1]:
-                raise ValueError(
-                    f'teacher-forced mixer matching runs student layer '
-                    f'{layer} ({widths[0]} channels) on what teacher layer '
-                    f'{source} reads ({widths[1]} channels): choose a student '
-                    f'as wide as the teacher, or teacher_forced=False'
-                )
-        if student.num_extra_tokens and not teacher.num_extra_tokens:
-            raise ValueError(
-                'teacher-forced mixer matching needs a teacher with a class '
-                'token for a student with class tokens: use a student '
-                'without, or teacher_forced=False'
-            )
+        check_forced_pair(student, teacher, self.pairs)
         # Not a submodule: its parameters are the student's.
         object.__setattr__(self, '_student', student)
 

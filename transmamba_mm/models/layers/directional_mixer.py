@@ -43,11 +43,11 @@ class DirectionalMixer(nn.Module, ABC):
         embed_dims (int): Token width ``d_model``.
         directions (Sequence[str]): Registered scan orders. A name may return
             with a suffix, ``('raster', 'raster:2')``.
-        d_state (int): State size N.
-        expand (float): ``d_inner = int(expand * d_model)``.
-        dt_rank (int, optional): Rank of the step-size projection. None means
-            ``ceil(d_model / 16)``.
-        bias (bool): Whether ``in_proj`` has one.
+        d_state (int): State size N. Defaults to 16.
+        expand (float): ``d_inner = int(expand * d_model)``. Defaults to 2.
+        dt_rank (int, optional): Rank of the step-size projection. Defaults
+            to None, meaning ``ceil(d_model / 16)``.
+        bias (bool): Whether ``in_proj`` has one. Defaults to False.
         gated (bool): Whether ``in_proj`` gives a gate as well. Defaults to
             True.
 
@@ -61,10 +61,10 @@ class DirectionalMixer(nn.Module, ABC):
         self,
         embed_dims: int,
         directions: Sequence[str],
-        d_state: int,
-        expand: float,
-        dt_rank: Optional[int],
-        bias: bool,
+        d_state: int = 16,
+        expand: float = 2,
+        dt_rank: Optional[int] = None,
+        bias: bool = False,
         gated: bool = True,
     ) -> None:
         super().__init__()
@@ -83,11 +83,13 @@ class DirectionalMixer(nn.Module, ABC):
             embed_dims, (2 if gated else 1) * self.d_inner, bias=bias
         )
 
-    def _add_output(self, bias: bool, layer_scale: float = 0.0) -> None:
+    def _add_output(
+        self, bias: bool = False, layer_scale: float = 0.0
+    ) -> None:
         """Registers what follows the scans.
 
         Args:
-            bias (bool): Whether ``out_proj`` has one.
+            bias (bool): Whether ``out_proj`` has one. Defaults to False.
             layer_scale (float): Initial value of a learned output scale; 0
                 for none. Defaults to 0.
         """
@@ -147,9 +149,7 @@ class DirectionalMixer(nn.Module, ABC):
             out = self.out_proj(self.mix(x, grid, merge=True))
             return out if self.gamma is None else out * self.gamma
         # Projecting each direction replaces projecting their sum.
-        inner = self.mix(x, grid, merge=False)
-        parts = linear(inner, self.out_proj.weight)
-        parts = parts if self.gamma is None else parts * self.gamma
+        inner, parts = self._by_direction(x, grid)
         orders = self.sequence_orders(x.shape[1], grid, x.device)
         # unbind: slices would each get a full-size gradient.
         for name, *tokens, order in zip(
@@ -161,3 +161,21 @@ class DirectionalMixer(nn.Module, ABC):
         if bias is not None:
             out = out + (bias if self.gamma is None else bias * self.gamma)
         return out
+
+    def by_direction(self, x: Tensor, grid: Grid) -> Tensor:
+        """What each direction adds to the output, but for its bias.
+
+        Args:
+            x (Tensor): See :meth:`forward`.
+            grid (tuple[int, ...]): See :meth:`forward`.
+
+        Returns:
+            Tensor: (B, K, L, embed_dims), in the order of the tokens.
+        """
+        return self._by_direction(x, grid)[1]
+
+    def _by_direction(self, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Each direction before ``out_proj``, and after it."""
+        inner = self.mix(x, grid, merge=False)
+        parts = linear(inner, self.out_proj.weight)
+        return inner, parts if self.gamma is None else parts * self.gamma

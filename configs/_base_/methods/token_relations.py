@@ -1,0 +1,3 @@
+"""Which tokens resemble which (ViT-Linearizer, arXiv 2504.00037)."""
+
+token_relations = dict(type='transmamba.TokenRelations')
