@@ -282,7 +282,7 @@ def decays(model, cfg):
     }
 
 
-@pytest.mark.parametrize('name', LARGE)
+@pytest.mark.parametrize('name', ALL)
 def test_weight_decay(name):
     """Not vectors, positions, class tokens; state spaces if authors do."""
     cfg = read(name)
@@ -300,6 +300,12 @@ def test_weight_decay(name):
             assert decay[parameter] == (0 if free else full), key
             found.add(decay[parameter])
     assert found == {0, full}
+
+
+@pytest.mark.parametrize('path', sorted((BASE / 'schedules').glob('*.py')))
+def test_schedules_name_no_parameters(path):
+    options = Config.fromfile(path).optim_wrapper.get('paramwise_cfg', {})
+    assert 'custom_keys' not in options
 
 
 def test_no_decay_of_the_temporal_embedding():

@@ -21,17 +21,24 @@ from transmamba_mm.registry import MODELS
 DEFAULT = 'DefaultOptimWrapperConstructor'
 MERGED = 'transmamba.MergedGroupsOptimWrapperConstructor'
 NORMS_AND_BIASES = dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
-# Four kinds of options, none of them for parameters that are neighbours.
+# MMEngine has to be told what ours spares without a word.
+TOKENS = {
+    '.pos_embed': dict(decay_mult=0.0),
+    '.cls_token': dict(decay_mult=0.0),
+}
+# Five kinds of options, none of them for parameters that are neighbours.
 RATES = dict(
     **NORMS_AND_BIASES,
     custom_keys={
+        **TOKENS,
         '.patch_embed': dict(lr_mult=0.1),
         'attn.qkv': dict(decay_mult=3.0),
         'ffn.layers.1': dict(lr_mult=0.0),
     },
 )
 DECAYS = dict(
-    **NORMS_AND_BIASES, custom_keys={'attn.qkv': dict(decay_mult=3.0)}
+    **NORMS_AND_BIASES,
+    custom_keys={**TOKENS, 'attn.qkv': dict(decay_mult=3.0)},
 )
 SCHEDULE = [
     dict(type='LinearLR', start_factor=0.1, end=3, by_epoch=False),
@@ -46,7 +53,7 @@ def config(constructor, paramwise_cfg=RATES, optimizer=None, **kwargs):
     settings = dict(type='AdamW', lr=0.01, weight_decay=0.5, foreach=False)
     settings.update(optimizer or {})
     return dict(
-        optimizer=settings,
+        optimizer={k: v for k, v in settings.items() if v is not None},
         constructor=constructor,
         paramwise_cfg=copy.deepcopy(paramwise_cfg),
         **kwargs,
@@ -126,7 +133,7 @@ def test_options_are_those_of_the_default_constructor():
     ours = groups_of(model, MERGED)
     assert options_by_name(model, ours) == options_by_name(model, theirs)
     assert len(theirs) == len(list(model.parameters()))
-    assert len(ours) == 5
+    assert len(ours) == 6
     # In order of first appearance, and nothing twice.
     position = {p: i for i, g in enumerate(theirs) for p in g['params']}
     found = [[position[p] for p in group['params']] for group in ours]
@@ -138,7 +145,8 @@ def test_options_are_those_of_the_default_constructor():
 
 def test_without_options_there_is_one_group_in_the_models_order():
     model = classifier()
-    (group,) = groups_of(model, MERGED, None)
+    plain = dict(type='Adam', weight_decay=None)
+    (group,) = groups_of(model, MERGED, None, plain)
     assert all(a is b for a, b in zip(group['params'], model.parameters()))
 
 
@@ -169,7 +177,7 @@ def test_layer_wise_decay_as_the_second_base():
         pass
 
     model = classifier()
-    cfg = dict(NORMS_AND_BIASES, layer_decay_rate=0.5)
+    cfg = dict(NORMS_AND_BIASES, custom_keys=TOKENS, layer_decay_rate=0.5)
     theirs = groups_of(model, LearningRateDecayOptimWrapperConstructor, cfg)
     for group in theirs:
         del group['param_name']
@@ -256,19 +264,22 @@ def test_resuming_our_own_run(tmp_path):
 
 @cpu_only
 @pytest.mark.parametrize(
-    ('paramwise_cfg', 'groups', 'kind'),
+    ('paramwise_cfg', 'groups', 'kind', 'optimizer'),
     [
-        (DECAYS, 3, 'OptimWrapper'),
-        (DECAYS, 3, 'transmamba.CpuAmpOptimWrapper'),
-        (dict(bypass_duplicate=True), 1, 'OptimWrapper'),
+        (DECAYS, 4, 'OptimWrapper', None),
+        (DECAYS, 4, 'transmamba.CpuAmpOptimWrapper', None),
+        (
+            *(dict(bypass_duplicate=True), 1, 'OptimWrapper'),
+            dict(type='Adam', weight_decay=None),
+        ),
     ],
     ids=['plain', 'amp', 'one-group'],
 )
 def test_resuming_a_run_of_the_default_constructor(
-    tmp_path, paramwise_cfg, groups, kind
+    tmp_path, paramwise_cfg, groups, kind, optimizer
 ):
     """It goes on as it would have, and so does what it writes."""
-    more = dict(paramwise_cfg=paramwise_cfg, type=kind)
+    more = dict(paramwise_cfg=paramwise_cfg, type=kind, optimizer=optimizer)
     whole = train(tmp_path / 'whole', DEFAULT, 5, wrapper=more)
     start = tmp_path / 'whole' / 'epoch_2.pth'
     train(tmp_path / 'next', MERGED, 3, start, wrapper=more)
@@ -311,7 +322,7 @@ def test_learning_rates_may_differ_where_nothing_schedules_them():
     started = wrapper_of(model, DEFAULT)
     wrapper = wrapper_of(model, MERGED)
     wrapper.load_state_dict(started.state_dict())
-    assert len(wrapper.optimizer.param_groups) == 5
+    assert len(wrapper.optimizer.param_groups) == 6
 
 
 def test_another_models_state_is_refused_as_ever():

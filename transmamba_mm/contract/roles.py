@@ -5,7 +5,7 @@ A teacher family and a student backbone each map their own parameter names to
 roles (``layers.3.ffn_in.weight``). Weight subcloning then pairs equal roles
 and cuts every tensor along the axes stated here. Parameters of the state
 space model have the role ``layers.<i>.ssm.<name>``, without axes: a
-Transformer has no counterpart for them.
+Transformer has no counterpart for them. Weight decay goes by roles as well.
 """
 
 from collections.abc import Sequence
@@ -38,11 +38,24 @@ _WEIGHT_AND_BIAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 #: Axes of each role, by role without its ``layers.<i>.`` prefix.
 AXES: dict[str, tuple[str, ...]] = {
     'pos_embed': (KEEP, TOKEN, RESIDUAL),
+    'temporal_pos_embed': (KEEP, KEEP, RESIDUAL),
     'cls_token': (KEEP, KEEP, RESIDUAL),
 }
 for _stem, (_weight, _bias) in _WEIGHT_AND_BIAS.items():
     AXES[f'{_stem}.weight'] = _weight
     AXES[f'{_stem}.bias'] = _bias
+
+#: Roles that weight decay spares, without their layer, and the names that
+#: options have for them.
+UNDECAYED: dict[str, str] = {
+    'ssm.A': 'A',
+    'ssm.D': 'D',
+    'ssm.dt_proj.bias': 'dt_bias',
+    'ssm.direction': 'direction',
+    'pos_embed': 'pos_embed',
+    'temporal_pos_embed': 'temporal_pos_embed',
+    'cls_token': 'cls_token',
+}
 
 #: The teacher's fused query, key and value projection; has no counterpart in
 #: a student and serves ``ssm_from='attention'`` alone.
@@ -73,13 +86,14 @@ def in_group(role: str, group: Union[str, Sequence[str]]) -> bool:
     Args:
         role (str): The role.
         group (str | Sequence[str]): ``'all'``; ``'mixers'``, the scans with
-            the norms and projections around them; or roles without their
-            layer and leaf, e.g. ``('ssm', 'mixer_out')``.
+            the norms and projections around them; or one or several roles
+            without their layer and leaf, e.g. ``('ssm', 'mixer_out')``.
     """
     if group == 'all':
         return True
     if group == 'mixers':
         group = ('ssm', 'mixer_norm', 'mixer_out')
+    group = (group,) if isinstance(group, str) else group
     kind = split_role(role)[1]
     return kind.split('.')[0] in group
 

@@ -1,42 +1,69 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""Parameter-wise options without an optimizer group per parameter."""
+"""Weight decay by role, and no optimizer group per parameter."""
 
 from functools import partial
+from typing import Optional
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from torch import nn
 from torch.optim import Optimizer
 
+from transmamba_mm.contract import FAMILIES, MambaStudent
+from transmamba_mm.contract.roles import UNDECAYED, split_role
 from transmamba_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 # Entries of a group that are not options: what it holds, and the note of its
 # origin that mmpretrain's layer-wise decay leaves.
 _NOT_OPTIONS = ('params', 'param_name')
+_BY_SHAPE = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class MergedGroupsOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """MMEngine's default constructor, with equal groups merged.
+    """MMEngine's default constructor, with fewer decays and fewer groups.
+
+    Norms, biases and all other vectors have no weight decay unless
+    ``norm_decay_mult``, ``bias_decay_mult`` or ``flat_decay_mult`` says so.
+    Nor have parameters of any shape that play a role in
+    :data:`~transmamba_mm.contract.roles.UNDECAYED`, in all students and
+    known Transformers of a model. As in MMEngine, nothing else counts for
+    what a key of ``custom_keys`` matches.
 
     With a ``paramwise_cfg`` MMEngine makes a group of every parameter, and an
     optimizer steps through its groups one by one, so that none of its
     operations on many tensors ever gets more than one. Here parameters with
     equal options share a group; what is computed is the same.
 
-    It takes the same arguments, and resumes runs that MMEngine's default
-    constructor has started, unless learning rates differ between groups. As
-    a first base it does the same to constructors that extend the default
-    one: ``class Both(MergedGroupsOptimWrapperConstructor,
+    It resumes runs that MMEngine's default constructor has started with the
+    same decays, unless learning rates differ between groups. As a first base
+    it does the same to constructors that extend the default one:
+    ``class Both(MergedGroupsOptimWrapperConstructor,
     LearningRateDecayOptimWrapperConstructor)``.
 
-    Example:
-        >>> optim_wrapper = dict(
-        ...     optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05),
-        ...     constructor='transmamba.MergedGroupsOptimWrapperConstructor',
-        ...     paramwise_cfg=dict(norm_decay_mult=0.0),
-        ... )
+    Args:
+        optim_wrapper_cfg (dict): As in MMEngine.
+        paramwise_cfg (dict, optional): As in MMEngine, and
+            ``role_decay_mult``: multiples of the weight decay for these
+            roles by their short names, e.g. ``dict(A=1.0)``. Defaults to
+            None.
+
+    Raises:
+        ValueError: If ``role_decay_mult`` has another name.
     """
+
+    def __init__(
+        self, optim_wrapper_cfg: dict, paramwise_cfg: Optional[dict] = None
+    ) -> None:
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        known = UNDECAYED.values()
+        for role in self.paramwise_cfg.get('role_decay_mult', {}):
+            if role not in known:
+                raise ValueError(
+                    f'role_decay_mult knows no {role}, but {", ".join(known)}'
+                )
+        if self.base_wd is not None:
+            self.paramwise_cfg = {**_BY_SHAPE, **self.paramwise_cfg}
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer and its wrapper.
@@ -46,10 +73,18 @@ class MergedGroupsOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
         Returns:
             OptimWrapper: The wrapper of the optimizer.
+
+        Raises:
+            ValueError: If the weight decay is not stated, and not 0.
         """
         self._members: list[list[int]] = []
         wrapper = super().__call__(model)
         optimizer, before = wrapper.optimizer, sum(map(len, self._members))
+        if self.base_wd is None and optimizer.defaults.get('weight_decay'):
+            raise ValueError(
+                f'state optim_wrapper.optimizer.weight_decay: the default of '
+                f'{type(optimizer).__name__} would decay every parameter'
+            )
         if before == len(self._members):
             return wrapper
         print_log(
@@ -82,6 +117,8 @@ class MergedGroupsOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix=prefix, **kwargs)
         if prefix:
             return  # part of the recursion over modules
+        if self.base_wd is not None:
+            self._decay_by_role(params, module)
         every = [id(p) for group in params for p in group['params']]
         if len(every) != len(set(every)):
             # PyTorch refuses a parameter in two groups, but would update one
@@ -89,6 +126,46 @@ class MergedGroupsOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return
         self._members = _equal_groups(params)
         params[:] = [_merged(params, members) for members in self._members]
+
+    def _decay_by_role(self, params: list[dict], model: nn.Module) -> None:
+        """Multiplies the decay of all parameters whose role says so."""
+        wanted = self.paramwise_cfg.get('role_decay_mult', {})
+        keys = self.paramwise_cfg.get('custom_keys', {})
+        roles = _undecayed(model)
+        names = {p: name for name, p in model.named_parameters()}
+        for group in params:
+            (parameter,) = group['params']
+            name, role = names[parameter], roles.get(parameter)
+            # MMEngine writes a dot in front of the model's own parameters.
+            full = name if '.' in name else f'.{name}'
+            by_shape = parameter.ndim == 1 and role not in wanted
+            if not role or by_shape or any(key in full for key in keys):
+                continue
+            # Checkpoints have a group of these, as `custom_keys` makes it.
+            mult = wanted.get(role, 0.0)
+            group.update(weight_decay=self.base_wd * mult, decay_mult=mult)
+            print_log(
+                f'paramwise_options -- {name}:decay_mult={mult} ({role})',
+                logger='current',
+            )
+
+
+def _undecayed(model: nn.Module) -> dict[nn.Parameter, str]:
+    """What plays a role that weight decay spares, and its short name."""
+    played: dict[nn.Parameter, str] = {}
+    for module in model.modules():
+        if isinstance(module, MambaStudent):
+            parameters = dict(module.named_parameters())
+            for name, role in module.param_roles().items():
+                played[parameters[name]] = split_role(role)[1]
+    parameters = dict(model.named_parameters())
+    for family in FAMILIES.values():
+        tokens = dict.fromkeys(family.extra_tokens, 'cls_token')
+        for found in family.find(parameters):
+            for name, role in {**family.outer, **tokens}.items():
+                if found.prefix + name in parameters:
+                    played[parameters[found.prefix + name]] = role
+    return {p: UNDECAYED[r] for p, r in played.items() if r in UNDECAYED}
 
 
 def _options(group: dict) -> dict:
@@ -157,7 +234,7 @@ def _merge_saved_groups(
 def _refuse(reason: str) -> None:
     raise ValueError(
         'the checkpoint has an optimizer group per parameter, and they cannot '
-        f'be merged: {reason}. Resume the run with the constructor that it '
-        'was started with, '
+        f'be merged: {reason}. Resume the run with the config that it wrote '
+        'into its work_dir and '
         'optim_wrapper.constructor=DefaultOptimWrapperConstructor'
     )

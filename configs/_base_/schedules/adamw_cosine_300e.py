@@ -22,21 +22,6 @@ optim_wrapper = dict(
         betas=(0.9, 0.999),
     ),
     constructor='transmamba.MergedGroupsOptimWrapperConstructor',
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        # All other vectors, `D` of the SSM among them.
-        flat_decay_mult=0.0,
-        custom_keys={
-            '.pos_embed': dict(decay_mult=0.0),
-            '.temporal_pos_embedding': dict(decay_mult=0.0),
-            '.cls_token': dict(decay_mult=0.0),
-            '.A_log': dict(decay_mult=0.0),
-            '.A_b_log': dict(decay_mult=0.0),
-            '.direction_Bs': dict(decay_mult=0.0),
-            '.dt_projs_bias': dict(decay_mult=0.0),
-        },
-    ),
     clip_grad=dict(max_norm=5.0),
 )
 

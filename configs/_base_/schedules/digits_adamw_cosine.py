@@ -3,17 +3,6 @@
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
     constructor='transmamba.MergedGroupsOptimWrapperConstructor',
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        flat_decay_mult=0.0,
-        custom_keys={
-            '.pos_embed': dict(decay_mult=0.0),
-            '.cls_token': dict(decay_mult=0.0),
-            '.A_log': dict(decay_mult=0.0),
-            '.direction_Bs': dict(decay_mult=0.0),
-        },
-    ),
     clip_grad=dict(max_norm=5.0),
 )
 

@@ -11,12 +11,7 @@ _base_ = './adamw_cosine_300e.py'
 
 optim_wrapper = dict(
     optimizer=dict(lr=5e-4 * 1024 / 512, weight_decay=0.1),
-    paramwise_cfg=dict(
-        custom_keys={
-            '.A_log': dict(decay_mult=1.0),
-            '.A_b_log': dict(decay_mult=1.0),
-        }
-    ),
+    paramwise_cfg=dict(role_decay_mult=dict(A=1.0)),
     clip_grad=None,
 )
 

@@ -10,12 +10,7 @@ _base_ = './adamw_cosine_300e.py'
 
 optim_wrapper = dict(
     optimizer=dict(lr=5e-4 * 1024 / 512),
-    paramwise_cfg=dict(
-        custom_keys={
-            '.A_log': dict(decay_mult=1.0),
-            '.dt_projs_bias': dict(decay_mult=1.0),
-        }
-    ),
+    paramwise_cfg=dict(role_decay_mult=dict(A=1.0, dt_bias=1.0)),
 )
 
 param_scheduler = [

@@ -30,8 +30,8 @@ def test_every_parameter_has_the_expected_role():
         assert layer[f'mixer.conv1d{suffix}.weight'] == 'ssm.conv.weight'
         assert layer[f'mixer.x_proj{suffix}.weight'] == 'ssm.x_proj.weight'
         assert layer[f'mixer.dt_proj{suffix}.bias'] == 'ssm.dt_proj.bias'
-        assert layer[f'mixer.D{suffix}'] == f'ssm.D{suffix}'
-    assert layer['mixer.A_b_log'] == 'ssm.A_b_log'
+        assert layer[f'mixer.D{suffix}'] == 'ssm.D'
+        assert layer[f'mixer.A{suffix}_log'] == 'ssm.A'
 
 
 @pytest.mark.parametrize('class_token', CLASS_TOKENS)

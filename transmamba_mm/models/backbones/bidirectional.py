@@ -142,6 +142,8 @@ class BidirectionalBackbone(MambaBackbone):
             r'layers\.(\d+)\.mixer\.(x_proj|dt_proj)(?:_b)?\.(\w+)',
             r'layers.\1.ssm.\2.\3',
         ),
+        (r'layers\.(\d+)\.mixer\.A(_b)?_log', r'layers.\1.ssm.A'),
+        (r'layers\.(\d+)\.mixer\.D(_b)?', r'layers.\1.ssm.D'),
         (r'layers\.(\d+)\.mixer\.(.+)', r'layers.\1.ssm.\2'),
         (r'layers\.(\d+)\.norm2\.(weight|bias)', r'layers.\1.ffn_norm.\2'),
         (

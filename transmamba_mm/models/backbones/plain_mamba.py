@@ -182,6 +182,8 @@ class PlainMamba(MambaBackbone):
         ),
         (r'layers\.(\d+)\.mamba\.in_proj\.(\w+)', r'layers.\1.ssm.in_proj.\2'),
         (r'layers\.(\d+)\.mamba\.conv2d\.(\w+)', r'layers.\1.ssm.conv.\2'),
+        (r'layers\.(\d+)\.mamba\.A_log', r'layers.\1.ssm.A'),
+        (r'layers\.(\d+)\.mamba\.direction_Bs', r'layers.\1.ssm.direction'),
         (r'layers\.(\d+)\.mamba\.(.+)', r'layers.\1.ssm.\2'),
         (r'layers\.(\d+)\.norm2\.(weight|bias)', r'layers.\1.ffn_norm.\2'),
         (

@@ -141,6 +141,10 @@ class VideoMamba(BidirectionalBackbone):
     POOL_TYPES = ('cls', 'avg', 'cls+avg', 'cls_cat_avg')
 
     EMBEDDINGS = (*BidirectionalBackbone.EMBEDDINGS, 'temporal_pos_embedding')
+    PARAM_ROLES = (
+        *BidirectionalBackbone.PARAM_ROLES,
+        (r'temporal_pos_embedding', r'temporal_pos_embed'),
+    )
     FORMAT = VIDEO_MAMBA
 
     def __init__(

@@ -175,6 +175,11 @@ class VMamba(MambaBackbone):
         ),
         (r'blocks\.(\d+)\.op\.conv2d\.(\w+)', r'layers.\1.ssm.conv.\2'),
         (r'blocks\.(\d+)\.op\.x_proj_weight', r'layers.\1.ssm.x_proj.weight'),
+        (
+            r'blocks\.(\d+)\.op\.dt_projs_(weight|bias)',
+            r'layers.\1.ssm.dt_proj.\2',
+        ),
+        (r'blocks\.(\d+)\.op\.(A|D)(?:_log)?s', r'layers.\1.ssm.\2'),
         (r'blocks\.(\d+)\.op\.(.+)', r'layers.\1.ssm.\2'),
         (r'blocks\.(\d+)\.norm2\.(weight|bias)', r'layers.\1.ffn_norm.\2'),
         (r'blocks\.(\d+)\.mlp\.fc1\.(weight|bias)', r'layers.\1.ffn_in.\2'),
