@@ -63,9 +63,7 @@ class CrossScanMixer(DirectionalMixer):
         conv_bias: bool = False,
         gated: bool = False,
     ) -> None:
-        super().__init__(
-            embed_dims, directions, d_state, expand, None, False, gated
-        )
+        super().__init__(embed_dims, directions, d_state, expand, gated=gated)
         self.gated = gated
         K, E = len(self.directions), self.d_inner
         self.conv2d = nn.Conv2d(E, E, 3, padding=1, groups=E, bias=conv_bias)
@@ -77,7 +75,7 @@ class CrossScanMixer(DirectionalMixer):
         self.A_logs = decay_rates(K * E, d_state)
         self.Ds = nn.Parameter(torch.ones(K * E))
         self.out_norm = nn.LayerNorm(E)
-        self._add_output(bias=False)
+        self._add_output()
         self._draw_start_values()
 
     @torch.no_grad()
