@@ -74,4 +74,7 @@ METHODS = dict(
     hidden=method('HiddenStates'),
     mixer=method('MixerMatching'),
     own_mixer=method('MixerMatching', teacher_forced=False, name='own_mixer'),
+    relations=method('TokenRelations', stages=2),
+    standardised_kl=method('StandardisedLogitsKD'),
+    released=method('ReleasedTransMamba'),
 )

@@ -202,6 +202,7 @@ PAIRS = {
         vmamba_parts,
         {i: i for i in range(5)},
         size=64,
+        without=('released',),  # compares with a class token
         # Taps of four grids, against tokens of the last.
         options=dict(transmamba=dict(grid=(2, 2))),
     ),
@@ -212,7 +213,8 @@ PAIRS = {
         lambda: Tower(CLIPVision(batch_first=False)),
         clip_parts,
         *_PLAIN,
-        without=('kl', 'hard_label'),  # an embedding, no scores of classes
+        # An embedding, no scores of classes.
+        without=('kl', 'hard_label', 'standardised_kl'),
     ),
 }
 

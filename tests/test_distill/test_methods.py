@@ -168,6 +168,47 @@ def mixer(pair, layers=None):
     return sum(errors) / len(errors)
 
 
+def relations(pair):
+    def rows(tokens):
+        alike = F.cosine_similarity(
+            tokens[:, :, None], tokens[:, None], dim=-1
+        )
+        return alike / alike.norm(dim=-1, keepdim=True)
+
+    errors, layers = [], list(pair.case.layers.items())
+    for layer, source in (layers[len(layers) // 2 - 1], layers[-1]):
+        target = pair.teacher.layers[source]
+        target = patches(target, pair.teacher_parts.classes)
+        found = pair.student.layers[layer]
+        found = patches(found, pair.student_parts.classes)
+        found = rows(on_grid(found, side_of(target)))
+        errors.append(1 - (found * rows(target)).sum(-1).mean())
+    return sum(errors) / len(errors)
+
+
+def standardised_kl(pair):
+    def soft(scores):
+        mean, std = scores.mean(1, keepdim=True), scores.std(1, keepdim=True)
+        return ((scores - mean) / std / 2).log_softmax(1)
+
+    student, teacher = soft(pair.student.logits), soft(pair.teacher.logits)
+    return 4 * (teacher.exp() * (teacher - student)).sum(1).mean()
+
+
+def released(pair):
+    wanted = pair.teacher.tokens[:, 0]
+    features = [*pair.student.layers, pair.student.tokens]
+    total = 0
+    for i, tokens in enumerate(features):
+        found = patches(tokens, pair.student_parts.classes).mean(1)
+        width = min(found.shape[1], wanted.shape[1])
+        target = (wanted[:, :width] / 2).softmax(1)
+        scores = (found[:, :width] / 2).log_softmax(1)
+        weight = 120 if i == len(features) - 1 else i + 1
+        total -= weight * (target * scores).sum(1).mean()
+    return total
+
+
 def transmamba(pair):
     backbone = pair.model.student.backbone
     mlps = list(pair.model.distiller.connectors['calibration'].mlps)
@@ -203,6 +244,9 @@ EXPECTED = dict(
     hidden=hidden,
     mixer=mixer,
     own_mixer=own_mixer,
+    relations=relations,
+    standardised_kl=standardised_kl,
+    released=released,
 )
 
 
@@ -524,7 +568,7 @@ def test_parts_of_mmrazor_stand_beside_methods(alone):
     losses = model(*pair.batch, mode='loss')
     wanted = 3 * losses['distill.loss_kl']
     torch.testing.assert_close(losses['distill.loss_raw'], wanted, **SAME)
-    assert len([k for k in losses if 'distill.loss' in k]) == 8
+    assert len([k for k in losses if 'distill.loss' in k]) == 1 + len(METHODS)
 
 
 def plain_distiller():
@@ -700,7 +744,7 @@ def test_mistakes_are_told(student, teacher, config, error, message):
 
 
 def test_a_teacher_without_class_token_may_teach_all_else():
-    names = [name for name in METHODS if name != 'mixer']
+    names = [name for name in METHODS if name not in ('mixer', 'released')]
     configs = [METHODS[name] for name in names]
     model = distilled(vision_mamba(), deit_without_class_token(), *configs)
     losses = model(*batch_of(16), mode='loss')
@@ -712,7 +756,11 @@ def test_of_several_students_and_teachers_the_named_ones_are_read():
     student, teacher = plain_mamba(), vit()
     student.other, teacher.other = plain_mamba(12), vit()
     names = dict(student_backbone='backbone', teacher_backbone='backbone')
-    kept = [x for x in METHODS if x not in ('kl', 'hard_label')]
+    kept = [
+        name
+        for name in METHODS
+        if name not in ('kl', 'hard_label', 'standardised_kl')
+    ]
     configs = [dict(METHODS[name], **names) for name in kept]
     model = distilled(student, teacher, *configs)
     losses = model(*batch_of(16), mode='loss')

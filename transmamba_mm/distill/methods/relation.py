@@ -22,8 +22,10 @@ from .base import DistillMethod, Reading
 
 def _relations(tokens: Tensor) -> Tensor:
     """Cosine similarities of tokens (B, L, C), each row of length 1."""
-    unit = F.normalize(tokens.float(), dim=-1)
-    return F.normalize(unit @ unit.mT, dim=-1)
+    # Similarities near one lose their differences in half precision.
+    with torch.autocast(tokens.device.type, enabled=False):
+        unit = F.normalize(tokens.float(), dim=-1)
+        return F.normalize(unit @ unit.mT, dim=-1)
 
 
 @MODELS.register_module()
