@@ -67,6 +67,11 @@ def find_evidence(
 ) -> list[tuple[str, str]]:
     """Collects what speaks for a family among those that look alike.
 
+    Args:
+        backbone (Stored): The backbone.
+        tensors (Mapping[str, Tensor]): What is to be loaded.
+        source (Source): Where it comes from.
+
     Returns:
         list[tuple[str, str]]: The evidence in words, and the family.
     """
@@ -109,6 +114,10 @@ def find_evidence(
 def check_converted(backbone: Stored, source: Source) -> None:
     """Refuses a converted file of another model, by its meta data.
 
+    Args:
+        backbone (Stored): The backbone.
+        source (Source): Where the weights come from.
+
     Raises:
         CheckpointError: If it says that it is one.
     """
@@ -120,6 +129,11 @@ def check_official(
     backbone: Stored, tensors: Mapping[str, Tensor], source: Source
 ) -> None:
     """Refuses an official checkpoint of a model that only looks alike.
+
+    Args:
+        backbone (Stored): The backbone.
+        tensors (Mapping[str, Tensor]): What is to be loaded.
+        source (Source): Where it comes from.
 
     Raises:
         CheckpointError: If the evidence is for another family, or there is
@@ -153,6 +167,11 @@ def check_class_token(
     """Refuses weights whose class token clearly stands elsewhere.
 
     For weights that note no layout, as somebody has put them together.
+
+    Args:
+        backbone (Stored): The backbone.
+        tensors (Mapping[str, Tensor]): What is to be loaded.
+        source (Source): Where it comes from.
 
     Raises:
         CheckpointError: If the position embedding shows it.

@@ -84,6 +84,9 @@ def explain_unreadable(path: str, error: Exception) -> str:
     Args:
         path (str): The file.
         error (Exception): What reading it raised, one of :data:`UNREADABLE`.
+
+    Returns:
+        str: The message.
     """
     found = re.search(r'GLOBAL \S+|attribute .+', str(error))
     if found:

@@ -57,6 +57,12 @@ def note_layout(
     """Notes the backbone's layout in its part of the ``_metadata``.
 
     With it goes the patch grid, which may be another where it is loaded.
+
+    Args:
+        backbone (Stored): The backbone.
+        state_dict (dict): Not read; PyTorch's hooks get it.
+        prefix (str): Likewise.
+        metadata (dict): The backbone's part of the ``_metadata``, changed.
     """
     grid = backbone.patch_embed.init_out_size
     metadata[NOTE] = _plain({**backbone.layout, 'grid': grid})
@@ -68,6 +74,13 @@ def check_layout(
     source: Any = 'the checkpoint',
 ) -> None:
     """Refuses weights of a model that is laid out in another way.
+
+    What is noted of settings that the backbone does not have is no matter.
+
+    Args:
+        backbone (Stored): The backbone.
+        noted (Mapping[str, Any]): The layout noted with the weights.
+        source (Any): Where they come from. Defaults to ``'the checkpoint'``.
 
     Raises:
         CheckpointError: If a value is another than the backbone's.

@@ -57,6 +57,9 @@ def sides_of(model: nn.Module) -> tuple[nn.Module, Optional[nn.Module]]:
 
     Args:
         model (nn.Module): A student, or a distillation algorithm.
+
+    Returns:
+        tuple[nn.Module, nn.Module | None]: Both models.
     """
     if isinstance(model, SingleTeacherDistill):
         return model.student, model.teacher

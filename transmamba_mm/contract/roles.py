@@ -65,6 +65,9 @@ QKV = 'qkv'
 def split_role(role: str) -> tuple[Optional[int], str]:
     """Splits ``'layers.3.ffn_in.weight'`` into ``(3, 'ffn_in.weight')``.
 
+    Args:
+        role (str): The role.
+
     Returns:
         tuple[int | None, str]: The layer, None outside the layers, and the
         role within it.
@@ -88,6 +91,9 @@ def in_group(role: str, group: Union[str, Sequence[str]]) -> bool:
         group (str | Sequence[str]): ``'all'``; ``'mixers'``, the scans with
             the norms and projections around them; or one or several roles
             without their layer and leaf, e.g. ``('ssm', 'mixer_out')``.
+
+    Returns:
+        bool: Whether it does.
     """
     if group == 'all':
         return True

@@ -41,6 +41,9 @@ class Captured(NamedTuple):
 def check_site(site: str) -> None:
     """Complains of a site that does not exist.
 
+    Args:
+        site (str): The site.
+
     Raises:
         ValueError: If ``site`` is none of :data:`SITES`.
     """

@@ -246,6 +246,10 @@ class Student:
         Args:
             site (str): One of :data:`~transmamba_mm.contract.sites.SITES`.
 
+        Returns:
+            dict[str, nn.Module]: The modules, by the names that
+            :meth:`record` knows them by.
+
         Raises:
             ValueError: If a student has no such site.
         """
@@ -332,6 +336,9 @@ def find_student(model: nn.Module, name: Optional[str] = None) -> MambaStudent:
         model (nn.Module): The model.
         name (str, optional): Name of the backbone's module, for models that
             hold several. Defaults to None, the only one.
+
+    Returns:
+        MambaStudent: The backbone.
 
     Raises:
         TypeError: If the model holds none, several, or none of that name.

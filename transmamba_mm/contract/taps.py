@@ -43,6 +43,9 @@ class DirectionTap(nn.Module):
             tokens (Tensor): (B, L, C) in the direction's scan order, class
                 tokens included where the mixer scans them.
             grid (tuple[int, ...]): Patch grid, (h, w) or (t, h, w).
+
+        Returns:
+            Tensor: The tokens.
         """
         return tokens
 

@@ -246,6 +246,12 @@ class Teacher:
     def parameter(self, role: str) -> Tensor:
         """The parameter of a role.
 
+        Args:
+            role (str): The role, e.g. ``'layers.0.mixer_out.weight'``.
+
+        Returns:
+            Tensor: The parameter.
+
         Raises:
             TeacherError: If the teacher has none.
         """
@@ -294,6 +300,10 @@ class Teacher:
 
         Args:
             site (str): One of :data:`~transmamba_mm.contract.sites.SITES`.
+
+        Returns:
+            dict[str, nn.Module]: The modules, by the names that
+            :meth:`record` knows them by.
 
         Raises:
             TeacherError: If the teacher has no such site.

@@ -136,7 +136,17 @@ def check_width(name: str, ratio: Any, dims: int, instead: str = '') -> int:
 
 
 def check_directions(directions: Any) -> tuple[str, ...]:
-    """Checks that scan directions are a tuple of different names."""
+    """Checks scan directions.
+
+    Args:
+        directions (Any): The setting.
+
+    Returns:
+        tuple[str, ...]: The directions.
+
+    Raises:
+        ValueError: If they are no tuple of different names.
+    """
     if isinstance(directions, str):
         raise ValueError(
             f'directions must be a tuple of scan orders, got the string '
@@ -155,7 +165,14 @@ def check_directions(directions: Any) -> tuple[str, ...]:
 
 
 def check_images(x: Tensor) -> None:
-    """Checks that an input is images (B, C, H, W) with a pixel."""
+    """Checks an input.
+
+    Args:
+        x (Tensor): The input.
+
+    Raises:
+        ValueError: If it is no images (B, C, H, W) with a pixel.
+    """
     if x.dim() != 4 or x.shape[2] < 1 or x.shape[3] < 1:
         raise ValueError(
             f'images must be (B, C, H, W) with at least one pixel, got '

@@ -102,7 +102,7 @@ class UsageError(Exception):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a tool; print a :class:`UsageError` as one message, exit with 2.
+    """Runs a tool; prints a :class:`UsageError` as one message, exits with 2.
 
     Args:
         main (Callable): The tool's main function.
@@ -115,7 +115,7 @@ def run_main(main: Callable[[], None]) -> None:
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that training and testing share.
+    """Adds the arguments that training and testing share.
 
     Args:
         parser (argparse.ArgumentParser): The parser to add to.
@@ -147,7 +147,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-options``, which :func:`load_config` merges.
+    """Adds ``--cfg-options``, which :func:`load_config` merges.
 
     Args:
         parser (argparse.ArgumentParser): The parser to add to.
@@ -163,7 +163,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config file and merge ``--cfg-options``.
+    """Reads the config file and merges ``--cfg-options``.
 
     Args:
         args (argparse.Namespace): Parsed arguments, with ``config``.
@@ -184,7 +184,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def set_launcher(cfg: Config, args: argparse.Namespace) -> None:
-    """Tell MMEngine what started this process, and as which of a node.
+    """Tells MMEngine what started this process, and as which of a node.
 
     Args:
         cfg (Config): The config, modified in place.
@@ -195,7 +195,7 @@ def set_launcher(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def check_config_keys(keys: Iterable[str]) -> None:
-    """Refuse top-level keys that look like misspelt ones.
+    """Refuses top-level keys that look like misspelt ones.
 
     MMEngine ignores a key that it does not know, so a typo silently drops
     the setting.
@@ -226,7 +226,7 @@ def check_config_keys(keys: Iterable[str]) -> None:
 
 
 def check_local_file(path: str | None, what: str) -> None:
-    """Refuse a local path that does not exist; URLs are not looked up.
+    """Refuses a local path that does not exist; URLs are not looked up.
 
     Args:
         path (str | None): The path.
@@ -240,7 +240,7 @@ def check_local_file(path: str | None, what: str) -> None:
 
 
 def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
-    """Choose the work directory: argument, then config, then file name.
+    """Chooses the work directory: argument, then config, then file name.
 
     Args:
         cfg (Config): The config, modified in place.
@@ -259,7 +259,7 @@ def set_dataloader_defaults(
     args: argparse.Namespace,
     persistent_workers: bool = False,
 ) -> None:
-    """Fill in what the data loaders of a config leave out.
+    """Fills in what the data loaders of a config leave out.
 
     Args:
         cfg (Config): The config, modified in place.
@@ -283,7 +283,7 @@ def set_dataloader_defaults(
 
 
 def enable_amp(cfg: Config) -> None:
-    """Train in mixed precision with the wrapper that suits the machine.
+    """Asks for mixed precision, with the wrapper that suits the machine.
 
     Args:
         cfg (Config): The config, modified in place.
@@ -312,7 +312,7 @@ def enable_amp(cfg: Config) -> None:
 
 
 def check_loading(runner: Runner, strict: bool) -> None:
-    """Make the runner refuse a checkpoint that it cannot load, in one line.
+    """Makes the runner refuse a checkpoint that it cannot load, in one line.
 
     Args:
         runner (Runner): The runner, modified in place.
@@ -341,7 +341,7 @@ def check_loading(runner: Runner, strict: bool) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner; on a machine without a GPU, prepare for that.
+    """Builds the runner; on a machine without a GPU, prepares for that.
 
     Args:
         cfg (Config): The complete config.

@@ -1,5 +1,5 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""Report the environment and everything that is wrong with it.
+"""Reports the environment and everything that is wrong with it.
 
 Run ``python -m transmamba_mm.utils.collect_env``. It ends with one line per
 problem, with the fix, and exits with 1 if something required is wrong.
@@ -47,7 +47,7 @@ _OPTIONAL = {
 
 
 def collect_env() -> dict[str, str]:
-    """Collect versions, working scan backends and active compat cures.
+    """Collects versions, working scan backends and active compat cures.
 
     Returns:
         dict[str, str]: What to print, in order.
@@ -70,7 +70,7 @@ def collect_env() -> dict[str, str]:
 
 
 def find_all_problems() -> list[Problem]:
-    """Find what is wrong, by versions and by importing what must work.
+    """Finds what is wrong, by versions and by importing what must work.
 
     Returns:
         list[Problem]: One per problem; empty if all is fine.
@@ -86,7 +86,7 @@ def find_all_problems() -> list[Problem]:
 
 
 def main() -> int:
-    """Print the report.
+    """Prints the report.
 
     Returns:
         int: The exit code, 1 if something required is wrong.

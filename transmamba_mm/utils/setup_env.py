@@ -1,5 +1,5 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""Register every module of the package, as the other OpenMMLab packages do."""
+"""Registers all modules of the package, as other OpenMMLab packages do."""
 
 import datetime
 import warnings
@@ -22,7 +22,7 @@ _MMPRETRAIN_PARTS = (
 
 
 def register_all_modules(init_default_scope: bool = True) -> None:
-    """Register all modules of transmamba_mm and of mmpretrain.
+    """Registers all modules of transmamba_mm and of mmpretrain.
 
     Args:
         init_default_scope (bool): Whether to set the default scope, to

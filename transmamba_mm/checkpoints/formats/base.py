@@ -56,6 +56,12 @@ class CheckpointFormat:
 def register(found: CheckpointFormat) -> CheckpointFormat:
     """Adds a format to :data:`FORMATS`.
 
+    Args:
+        found (CheckpointFormat): The format.
+
+    Returns:
+        CheckpointFormat: The same.
+
     Raises:
         KeyError: If its family has one.
     """

@@ -121,6 +121,12 @@ class TeacherFamily:
 def register(found: TeacherFamily) -> TeacherFamily:
     """Adds a family to :data:`FAMILIES`.
 
+    Args:
+        found (TeacherFamily): The family.
+
+    Returns:
+        TeacherFamily: The same.
+
     Raises:
         KeyError: If there is one of that name.
     """
@@ -140,6 +146,9 @@ def find_transformer(
         backbone (str, optional): Name of its module, where there are
             several.
         where (str): What the names belong to, for messages.
+
+    Returns:
+        Found: The Transformer.
 
     Raises:
         TeacherError: If there is none, or more than one.

@@ -93,6 +93,9 @@ class MambaBackbone(GridStudent, BaseModule):
             for time. As elsewhere, the statistics of a BatchNorm in a block
             move twice a step then. Defaults to False.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
+
+    Raises:
+        ValueError: If a setting is not supported.
     """
 
     MIXER: ClassVar[str] = 'mixer'

@@ -250,7 +250,7 @@ class BidirectionalBackbone(MambaBackbone):
 
     @property
     def layout(self) -> dict[str, Any]:
-        """See :attr:`MambaBackbone.layout`."""
+        """dict: See :attr:`MambaBackbone.layout`."""
         return {
             **super().layout,
             'class_token': self.class_token,

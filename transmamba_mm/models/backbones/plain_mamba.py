@@ -295,7 +295,10 @@ class PlainMamba(MambaBackbone):
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Extracts features from images (B, C, H, W), any H and W.
+        """Extracts features.
+
+        Args:
+            x (Tensor): Images (B, C, H, W), any H and W.
 
         Returns:
             tuple[Tensor, ...]: One tensor per ``out_indices``, shaped as

@@ -198,7 +198,10 @@ class VisionMamba(BidirectionalBackbone):
         nn.init.zeros_(self.patch_embed.proj.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Extracts features from images (B, C, H, W).
+        """Extracts features.
+
+        Args:
+            x (Tensor): Images (B, C, H, W), any H and W.
 
         Returns:
             tuple[Tensor, ...]: One tensor per ``out_indices``, shaped as

@@ -286,8 +286,8 @@ class VMamba(MambaBackbone):
 
     @property
     def layout(self) -> dict[str, Any]:
-        """See :attr:`MambaBackbone.layout`."""
-        # The settings that once were others stay in it: what was stored with
+        """dict: See :attr:`MambaBackbone.layout`."""
+        # Settings that once could be others stay in it: what was stored with
         # another value is refused.
         return {**self.FORMAT.layout, **super().layout}
 
@@ -338,7 +338,10 @@ class VMamba(MambaBackbone):
         return before + int(block) + 1, depths
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Extracts features from images (B, C, H, W), any H and W.
+        """Extracts features.
+
+        Args:
+            x (Tensor): Images (B, C, H, W), any H and W.
 
         Returns:
             tuple[Tensor, ...]: One tensor per ``out_indices``, shaped as

@@ -40,6 +40,9 @@ def build_token_norm(norm_cfg: dict, embed_dims: int) -> nn.Module:
         norm_cfg (dict): Its config.
         embed_dims (int): Token width C.
 
+    Returns:
+        nn.Module: The norm.
+
     Raises:
         ValueError: If it is a norm of maps (B, C, ...).
     """

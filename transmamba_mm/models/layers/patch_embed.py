@@ -78,7 +78,10 @@ class ConvPatchEmbed(BaseModule):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Embeds images (B, C, H, W).
+        """Embeds images.
+
+        Args:
+            x (Tensor): Images (B, C, H, W).
 
         Returns:
             tuple: Tokens (B, h*w, embed_dims) in raster order, and (h, w).
@@ -153,7 +156,10 @@ class OverlapPatchEmbed(BaseModule):
             )
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Embeds images (B, C, H, W).
+        """Embeds images.
+
+        Args:
+            x (Tensor): Images (B, C, H, W).
 
         Returns:
             tuple: Tokens (B, h*w, embed_dims) in raster order, and (h, w).
@@ -229,7 +235,10 @@ class TubeletPatchEmbed(OverlapPatchEmbed):
             )
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-        """Embeds videos (B, C, T, H, W).
+        """Embeds videos.
+
+        Args:
+            x (Tensor): Videos (B, C, T, H, W).
 
         Returns:
             tuple: Tokens (B, t*h*w, embed_dims) frame by frame, each in

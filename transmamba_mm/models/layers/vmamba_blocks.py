@@ -131,7 +131,10 @@ class VMambaStem(nn.Sequential):
         return grid
 
     def forward(self, x: Tensor) -> tuple[Tensor, Grid]:
-        """Embeds images (B, C, H, W).
+        """Embeds images.
+
+        Args:
+            x (Tensor): Images (B, C, H, W).
 
         Returns:
             tuple: Tokens (B, h*w, embed_dims) in raster order, and (h, w).
@@ -198,6 +201,9 @@ def build_downsample(version: str, in_dims: int, out_dims: int) -> nn.Module:
         version (str): ``'v1'`` or ``'v3'``.
         in_dims (int): Token width before.
         out_dims (int): Token width after.
+
+    Returns:
+        nn.Module: Maps tokens and their grid to others.
 
     Raises:
         ValueError: If there is no such version.

@@ -95,7 +95,13 @@ class ClipDecoders(BaseModule):
         )
 
     def student_layers(self, num_layers: int) -> list[int]:
-        """The layers to align, of a backbone of so many, ascending.
+        """The layers to align.
+
+        Args:
+            num_layers (int): Layers of the backbone.
+
+        Returns:
+            list[int]: Some of them, ascending.
 
         Raises:
             ValueError: If the backbone is too shallow.
