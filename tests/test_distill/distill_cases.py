@@ -71,6 +71,7 @@ METHODS = dict(
     kl=method('LogitsKD', tau=2.0),
     hard_label=method('HardLabel'),
     hint=method('LastLayerHint'),
+    stream=method('LastLayerHint', normalised=False, name='stream'),
     hidden=method('HiddenStates'),
     mixer=method('MixerMatching'),
     own_mixer=method('MixerMatching', teacher_forced=False, name='own_mixer'),

@@ -131,9 +131,19 @@ def hard_label(pair):
 
 
 def hint(pair):
-    (each,) = pair.maps('hint_student').values()
-    target = patches(pair.teacher.tokens, pair.teacher_parts.classes)
-    found = patches(pair.student.tokens, pair.student_parts.classes)
+    last = pair.student.tokens, pair.teacher.tokens
+    return regressed(pair, 'hint_student', *last)
+
+
+def stream(pair):
+    last = pair.student.layers[-1], pair.teacher.layers[-1]
+    return regressed(pair, 'stream_student', *last)
+
+
+def regressed(pair, connector, student, teacher):
+    (each,) = pair.maps(connector).values()
+    target = patches(teacher, pair.teacher_parts.classes)
+    found = patches(student, pair.student_parts.classes)
     found = on_grid(found @ each.weight.T + each.bias, side_of(target))
     return (found - target).square().mean()
 
@@ -241,6 +251,7 @@ EXPECTED = dict(
     kl=kl,
     hard_label=hard_label,
     hint=hint,
+    stream=stream,
     hidden=hidden,
     mixer=mixer,
     own_mixer=own_mixer,

@@ -1,3 +1,3 @@
-"""The teacher's final tokens, by a linear map (FitNets, arXiv 1412.6550)."""
+"""The residual stream after the last layer (FitNets, arXiv 1412.6550)."""
 
-last_layer_hint = dict(type='transmamba.LastLayerHint', loss_weight=1.0)
+last_layer_hint = dict(type='transmamba.LastLayerHint', normalised=False)

@@ -1,10 +1,15 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""The teacher's last features as a hint (FitNets, arXiv 1412.6550)."""
+"""The teacher's last features as a hint.
+
+As in FitNets (arXiv 1412.6550) a learned regressor, here a linear one, stands
+between; the final patch tokens alone are what GTR (arXiv 2609.26590)
+regresses.
+"""
 
 from typing import Any
 
 from transmamba_mm.contract import TokenRecord
-from transmamba_mm.contract.sites import TOKENS
+from transmamba_mm.contract.sites import LAYERS, TOKENS
 from transmamba_mm.registry import MODELS, TASK_UTILS
 
 from ..losses import DistillLoss
@@ -33,20 +38,29 @@ class HintLoss(DistillLoss):
 
 @TASK_UTILS.register_module()
 class LastLayerHint(DistillMethod):
-    """Regresses the teacher's final tokens by a linear map of the student's.
+    """Regresses the teacher's last tokens by a linear map of the student's.
 
-    Tokens are those after the final norms, without class tokens; those of a
-    student on another grid are interpolated.
+    Class tokens are left out; tokens of a student on another grid are
+    interpolated.
 
     Args:
+        normalised (bool): Whether the tokens are those after the final
+            norms; else they are the residual stream before them. Defaults
+            to True.
         loss_weight (float): Factor of the loss. Defaults to 1.
         **kwargs: See :class:`DistillMethod`.
     """
 
     NAME = 'hint'
 
-    def __init__(self, loss_weight: float = 1.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        normalised: bool = True,
+        loss_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.site = TOKENS if normalised else LAYERS
         self.loss_weight = loss_weight
 
     def loss(self) -> dict:
@@ -62,6 +76,6 @@ class LastLayerHint(DistillMethod):
             **self.towers(),
         )
         return dict(
-            student=self.student(TOKENS, **projection),
-            teacher=self.teacher(TOKENS),
+            student=self.student(self.site, **projection),
+            teacher=self.teacher(self.site),
         )
