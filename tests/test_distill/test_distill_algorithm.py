@@ -100,6 +100,39 @@ def test_plain_kd_has_no_alpha(make):
     assert set(losses) == {'student.loss', 'distill.loss_kl'}
 
 
+class OwnLoss(nn.Module):
+    """A loss of somebody's own, which docs/guides/extending.md describes."""
+
+    alpha_weighted = True
+
+    def forward(self, preds_S, preds_T):
+        self.error = (preds_S - preds_T).square().mean()
+        return self.error
+
+    def statistics(self):
+        return dict(error=self.error)
+
+
+def test_a_loss_of_ones_own_may_share_alpha_and_be_logged(make):
+    distiller = only_kl()
+    distiller['distill_losses']['loss_kl'] = dict(type=OwnLoss)
+    model = make(alpha=0.3, distiller=distiller)
+    batch = tiny_batch()
+    losses = model(*batch, mode='loss')
+    task = model.student(*batch, mode='loss')['loss']
+    torch.testing.assert_close(losses['student.loss'], 0.3 * task, **SAME)
+    torch.testing.assert_close(
+        losses['distill.loss_kl'], 0.7 * losses['distill.error'], **SAME
+    )
+
+
+def test_a_loss_that_reads_nothing_does_not_count(make):
+    distiller = only_kl()
+    distiller['distill_losses']['loss_other'] = dict(type='mmrazor.L2Loss')
+    losses = make(distiller=distiller)(*tiny_batch(), mode='loss')
+    assert set(losses) == {'student.loss', 'distill.loss_kl'}
+
+
 def test_alpha_out_of_range(make):
     for alpha in (-0.1, 1.1):
         with pytest.raises(ValueError, match='alpha must lie in'):

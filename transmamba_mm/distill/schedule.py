@@ -81,6 +81,9 @@ class Span:
 class Phase:
     """A part of the training in which some of the student trains.
 
+    The statistics of a BatchNorm are no parameters: they move whenever the
+    student runs.
+
     Attributes:
         end (float): Where it ends; it begins where the one before ends.
         trains (str | Sequence[str]): ``'all'``; ``'mixers'``, the scans with
