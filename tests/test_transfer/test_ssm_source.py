@@ -249,3 +249,20 @@ def test_pretrained_mamba_gives_out_proj_where_attention_does_not_fit():
         assert student.get_parameter(name).equal(
             pretrained.get_parameter(name)
         )
+
+
+def test_a_student_without_such_roles_is_told(monkeypatch):
+    teacher, student = build(vit_cfg(), 1), build(pmamba_cfg(), 2)
+    roles = [
+        (pattern, role)
+        for pattern, role in type(student.backbone).PARAM_ROLES
+        if 'conv' not in role and r'ssm.\2' not in role
+    ]
+    monkeypatch.setattr(type(student.backbone), 'PARAM_ROLES', roles)
+    with pytest.raises(TransferError, match=r"needs the role '.*ssm\.conv"):
+        Subcloner(
+            student,
+            read_teacher(teacher.state_dict()),
+            importance='magnitude',
+            ssm=build_ssm_source('attention'),
+        ).plan()

@@ -246,12 +246,14 @@ class AttentionSSM(SSMSource):
     @staticmethod
     def _size(layer: int, role: str, dim: int, sub: Pairing) -> int:
         """Size of the layer's first parameter whose role starts so."""
-        role = f'layers.{layer}.{role}'
+        start = f'layers.{layer}.{role}'
         parameters = dict(sub.student.named_parameters())
-        return next(
-            parameters[name].shape[dim]
-            for name, own in sub.roles.items()
-            if own.startswith(role)
+        for name, own in sub.roles.items():
+            if own.startswith(start):
+                return parameters[name].shape[dim]
+        raise TransferError(
+            f"ssm_from='attention' needs the role {start!r}, which no "
+            f'parameter of {type(sub.backbone).__name__} has'
         )
 
 
