@@ -11,9 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transmamba_mm.distill import (AdaptiveBidirectionalDistill, DirectionTapsRecorder, FeatureCalibration)
-from transmamba_mm.registry import MODELS
 from transmamba_mm.contract import read_teacher
+from transmamba_mm.distill import (
+    AdaptiveBidirectionalDistill,
+    DirectionTapsRecorder,
+    FeatureCalibration,
+)
+from transmamba_mm.registry import MODELS
 from transmamba_mm.transfer import Subcloner
 
 from .transfer_data import Images

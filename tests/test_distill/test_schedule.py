@@ -459,9 +459,22 @@ def test_accumulated_halves_equal_whole_batches(scheduled, tmp_path):
     torch.testing.assert_close(*weights, **SAME)
 
 
+@pytest.fixture
+def several_processes():
+    """As far as the model can tell."""
+    distributed.init_process_group(
+        'gloo', store=distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('where', ['one process', 'several_processes'])
 def test_the_projection_of_a_method_stands_still_without_it(
-    scheduled, tmp_path
+    scheduled, tmp_path, where, request
 ):
+    if where == 'several_processes':
+        request.getfixturevalue(where)
     hint = method('LastLayerHint')
     model = scheduled(
         dict(hint, end=0.5), dict(hint, begin=0.5, name='late'), KL
@@ -495,6 +508,29 @@ def test_the_student_runs_where_a_loss_reads_it(scheduled, tmp_path):
     assert watch.moved == [blocks] * 2 + [student_names(model)] * 2
 
 
+def test_what_no_loss_reads_now_is_not_recorded(scheduled):
+    """A recorder that no loss ever reads is somebody else's, and records."""
+    model = scheduled(
+        KL,
+        method('AdaptiveBidirectional', begin=0.5),
+        student_recorders=dict(
+            own=dict(type='mmrazor.ModuleOutputs', source='head')
+        ),
+    )
+    own = model.distiller.student_recorders.recorders['own']
+    taps, active, recording = model.student.backbone.taps()[0], [], []
+
+    def look(*args):
+        active.append([taps.active(name) for name in taps.out])
+        recording.append(own.recording)
+
+    model.student.head.register_forward_pre_hook(look)
+    for model.schedule.progress in (0.0, 0.5):
+        model(*tiny_batch(), mode='loss')
+    assert active == [[False] * 4, [True] * 4]
+    assert recording == [True, True]
+
+
 def test_a_loss_may_warm_up_in_a_phase_of_its_own(scheduled, tmp_path):
     """Nothing counts in the very first step."""
     model = scheduled(dict(MIXERS, warmup=0.5, end=0.75), phases=[WARM])
@@ -504,16 +540,6 @@ def test_a_loss_may_warm_up_in_a_phase_of_its_own(scheduled, tmp_path):
     mixers = student_names(model, MIXER.pattern)
     assert watch.moved[1] == mixers
     assert watch.calls['teacher'] == [0, 1, 1, 0]
-
-
-@pytest.fixture
-def data_parallel():
-    """Wraps a model as training in several processes does."""
-    distributed.init_process_group(
-        'gloo', store=distributed.HashStore(), rank=0, world_size=1
-    )
-    yield MMDistributedDataParallel
-    distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(
@@ -533,12 +559,11 @@ def data_parallel():
         'all in turn',
     ],
 )
-def test_data_parallel_training_misses_no_gradient(
-    scheduled, data_parallel, methods, phases
-):
+@pytest.mark.usefixtures('several_processes')
+def test_data_parallel_training_misses_no_gradient(scheduled, methods, phases):
     """Without find_unused_parameters it insists on all of them."""
     model = scheduled(*methods, phases=phases)
-    wrapped = data_parallel(model)
+    wrapped = MMDistributedDataParallel(model)
     images, samples = tiny_batch()
     data = dict(inputs=images, data_samples=samples)
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 0.01))
@@ -578,9 +603,10 @@ def test_the_check_before_training_sees_what_sets_in_later(
         method('AdaptiveBidirectional', begin=0.5),
         student=student,
     )
+    batches = Batches()
     with pytest.raises(ValueError, match="set FeatureCalibration's grid"):
-        run(tmp_path, model, hooks=[DistillMonitor()])
-    assert not list(tmp_path.glob('*.pth'))
+        run(tmp_path, model, hooks=[DistillMonitor(), batches])
+    assert batches.seen == []
 
 
 def test_the_log_knows_only_what_counts(scheduled, tmp_path):
