@@ -1,0 +1,25 @@
+"""The same, with a method of distillation on top, here the paper's.
+
+Run after ``teacher_vit.py``::
+
+    python tools/train.py configs/arena/cifar10/distill_pmamba.py
+"""
+
+_base_ = [
+    './student_pmamba.py',
+    '../../_base_/teachers/vit_64x4_24.py',
+    '../../_base_/methods/transmamba.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='transmamba.TransMambaDistill',
+    architecture=_base_.model,
+    teacher=_base_.teacher,
+    teacher_ckpt='work_dirs/teacher_vit/epoch_9.pth',
+    alpha=0.5,
+    distiller=dict(
+        type='transmamba.MethodDistiller', methods=[_base_.transmamba]
+    ),
+)
+custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

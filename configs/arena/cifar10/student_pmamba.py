@@ -1,0 +1,21 @@
+"""A small PlainMamba on 500 images of each of the ten classes, 6 epochs.
+
+Run (about a minute on one core)::
+
+    python tools/train.py configs/arena/cifar10/student_pmamba.py
+"""
+
+_base_ = [
+    '../../_base_/models/pmamba_64x4_24.py',
+    '../../_base_/datasets/cifar10_24.py',
+    '../../_base_/schedules/arena_adamw_cosine.py',
+    '../../_base_/default_runtime.py',
+]
+
+train_dataloader = dict(dataset=dict(fraction=0.1))
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
+param_scheduler = [
+    dict(_base_.param_scheduler[0], end=0.3),
+    dict(_base_.param_scheduler[1], begin=0.3, end=6),
+]
+train_cfg = dict(max_epochs=6, val_interval=2)
