@@ -152,7 +152,6 @@ class PairCase:
         layers (dict): Teacher layer of each student layer, spread evenly.
         size (int): Side of the images.
         without (tuple): Methods that make no sense.
-        options (dict): Options of methods.
     """
 
     teacher: Callable
@@ -162,7 +161,6 @@ class PairCase:
     layers: dict
     size: int = 16
     without: tuple = ()
-    options: Optional[dict] = None
 
 
 _TO_TWO = {0: 0, 1: 2}
@@ -203,8 +201,6 @@ PAIRS = {
         {i: i for i in range(5)},
         size=64,
         without=('released',),  # compares with a class token
-        # Taps of four grids, against tokens of the last.
-        options=dict(transmamba=dict(grid=(2, 2))),
     ),
     'timm to PlainMamba': PairCase(
         CASES['TimmClassifier ViT'].make, timm_parts, *_PLAIN

@@ -46,9 +46,8 @@ class Pair:
 
     def __init__(self, case):
         self.case = case
-        options = case.options or {}
         self.methods = {
-            name: dict(config, **options.get(name, {}))
+            name: dict(config)
             for name, config in METHODS.items()
             if name not in case.without
         }

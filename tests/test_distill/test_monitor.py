@@ -210,10 +210,11 @@ def test_scalars_and_table(make, tmp_path):
     (path,) = tmp_path.glob('*/*.log')
     log = path.read_text()
     for kind, values in loss.layer_statistics().items():
-        table = log[log.rindex(f'loss_tm: {kind} of layers') :]
+        table = log[log.rindex(f'loss_tm: {kind} by layer') :]
         for direction, layers in values.items():
             row = re.search(rf'  {direction}: (.*)', table).group(1)
-            assert row.split() == [f'{x:.3f}' for x in layers.tolist()]
+            cells = [f'{i}: {x:.3f}' for i, x in layers.items()]
+            assert row == ' '.join(cells)
 
 
 class Stream(IterableDataset):

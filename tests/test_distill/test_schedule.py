@@ -619,7 +619,7 @@ def test_the_log_knows_only_what_counts(scheduled, tmp_path):
         names = {x for x in line if x.startswith(('distill', 'student'))}
         names |= {x for x in line if x.startswith('loss_')}
         found[line['step'] - 1] |= names
-    errors = '{}/errors/pairs/layer0{}'.format
+    errors = '{}/errors/all/layer0{}'.format
     early = {errors('loss_mixer', i) for i in (0, 1)}
     late = {errors('loss_hidden', i) for i in (0, 1)}
     wanted = early | {'distill.loss_mixer'}

@@ -8,7 +8,7 @@ from typing import Optional, Union
 LayerMap = Union[str, Sequence[Optional[int]]]
 
 
-def _stages(dims: Sequence[int]) -> list[int]:
+def stages_of(dims: Sequence[int]) -> list[int]:
     """How many layers in a row have the same width."""
     return [len(list(group)) for _, group in groupby(dims)]
 
@@ -46,7 +46,7 @@ def resolve_layer_map(
     """
     num_student, num_teacher = len(student_dims), len(teacher_dims)
     if layer_map == 'uniform':
-        ours, theirs = _stages(student_dims), _stages(teacher_dims)
+        ours, theirs = stages_of(student_dims), stages_of(teacher_dims)
         if len(ours) != len(theirs):
             ours, theirs = [num_student], [num_teacher]
         result, start = [], 0

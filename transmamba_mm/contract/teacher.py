@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .families import Found, TeacherError, TeacherFamily, find_transformer
+from .layer_map import stages_of
 from .records import Grid, TokenRecord
 from .roles import split_role
 from .sites import (
@@ -207,6 +208,8 @@ class Teacher:
         num_extra_tokens (int): Class and similar tokens in front.
         patch_size (int): Side of a patch, pixels.
         stride (int): Pixels between patches.
+        last_stride (int): Pixels between tokens after the last layer, where
+            each stage halves the grid.
 
     Raises:
         TeacherError: If no known family fits.
@@ -292,6 +295,11 @@ class Teacher:
     def stride(self) -> int:
         """int: See the class."""
         return self.module('patch_embed.weight').stride[-1]
+
+    @property
+    def last_stride(self) -> int:
+        """int: See the class."""
+        return self.stride * 2 ** (len(stages_of(self.layer_dims)) - 1)
 
     # ---------------------------------------------------------- its sites
 

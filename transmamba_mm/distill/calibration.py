@@ -98,8 +98,8 @@ class FeatureCalibration(BaseConnector, PairAware):
         self.grid = tuple(grid) if grid else None
         self.student_backbone = student_backbone
         self.teacher_backbone = teacher_backbone
-        # Pixels between patches, of the student's first layer over the
-        # teacher's.
+        # Pixels between tokens, of the student's first layer over the
+        # teacher's last.
         self._stride_ratio: Optional[float] = None
         self.mlps: Optional[nn.ModuleList] = None
         if None not in (in_channels, out_channels, num_layers, directions):
@@ -127,7 +127,8 @@ class FeatureCalibration(BaseConnector, PairAware):
             self.out_channels = teacher.embed_dims
         if self.grid is None and backbone.hierarchical:
             teacher = pair.teacher(self.teacher_backbone)
-            self._stride_ratio = backbone.patch_embed.stride / teacher.stride
+            stride = backbone.patch_embed.stride
+            self._stride_ratio = stride / teacher.last_stride
         self._build()
 
     def _build(self) -> None:

@@ -105,9 +105,9 @@ class DistillMonitor(Hook):
         for name, loss in self._losses(runner).items():
             for kind, by_direction in loss.layer_statistics().items():
                 for direction, values in by_direction.items():
-                    for layer, value in enumerate(values.tolist()):
+                    for layer, value in values.items():
                         key = f'{name}/{kind}/{direction}/layer{layer:02d}'
-                        scalars[key] = value
+                        scalars[key] = value.item()
         if scalars:
             runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
 
@@ -115,9 +115,12 @@ class DistillMonitor(Hook):
         """Logs one table per loss."""
         for name, loss in self._losses(runner).items():
             for kind, by_direction in loss.layer_statistics().items():
-                lines = [f'{name}: {kind} of layers 0, 1, ...']
+                lines = [f'{name}: {kind} by layer']
                 for direction, values in by_direction.items():
-                    cells = ' '.join(f'{value:.3f}' for value in values)
+                    cells = ' '.join(
+                        f'{layer}: {value:.3f}'
+                        for layer, value in values.items()
+                    )
                     lines.append(f'  {direction}: {cells}')
                 runner.logger.info('\n'.join(lines))
 

@@ -29,8 +29,8 @@ class DistillLoss(nn.Module):
         """Scalars of the last call for the log."""
         return {}
 
-    def layer_statistics(self) -> dict[str, Mapping[str, Tensor]]:
-        """By kind and direction, one value per layer (layers,)."""
+    def layer_statistics(self) -> dict[str, dict[str, dict[int, Tensor]]]:
+        """By kind and direction, one scalar for each of some layers."""
         return {}
 
 
@@ -89,7 +89,7 @@ class LayerPairLoss(DistillLoss, PairAware):
         self.student_backbone = student_backbone
         self.teacher_backbone = teacher_backbone
         self.pairs: dict[int, int] = {}
-        self._errors: Optional[Tensor] = None
+        self._errors: dict[int, Tensor] = {}
 
     def prepare(self, pair: Pair) -> None:
         """Finds out which layers are paired."""
@@ -106,17 +106,14 @@ class LayerPairLoss(DistillLoss, PairAware):
         if not self.pairs:
             raise ValueError('layer_map pairs no layer with any other')
 
-    def _average(self, errors: list[Tensor]) -> Tensor:
-        """The loss of all pairs, kept for the log."""
-        errors = torch.stack(errors)
-        self._errors = errors.detach()
-        return self.loss_weight * errors.mean()
+    def _average(self, errors: Mapping[int, Tensor]) -> Tensor:
+        """The loss, of the errors by student layer."""
+        self._errors = {key: error.detach() for key, error in errors.items()}
+        return self.loss_weight * torch.stack(list(errors.values())).mean()
 
-    def layer_statistics(self) -> dict[str, Mapping[str, Tensor]]:
+    def layer_statistics(self) -> dict[str, dict[str, dict[int, Tensor]]]:
         """See :meth:`DistillLoss.layer_statistics`."""
-        if self._errors is None:
-            return {}
-        return {'errors': {'pairs': self._errors}}
+        return {'errors': {'all': self._errors}} if self._errors else {}
 
 
 @MODELS.register_module()
@@ -141,9 +138,9 @@ class LayerMatchLoss(LayerPairLoss):
         Returns:
             Tensor: Scalar.
         """
-        errors = []
+        errors = {}
         for layer, source in self.pairs.items():
             target = teacher[source]
             tokens = student[layer].resized(target.grid).tokens
-            errors.append(normalised_mse(tokens, target.tokens))
+            errors[layer] = normalised_mse(tokens, target.tokens)
         return self._average(errors)

@@ -152,10 +152,10 @@ class DirectionalMixerLoss(LayerPairLoss):
                 )
             )
         errors = torch.stack(errors)  # (layers, directions)
-        if self.tau is None:
-            return self._average(list(errors.mean(1)))
-        weights = torch.softmax(errors.detach() / self.tau, dim=0)
-        return self._average(list((weights * errors).mean(1) * len(errors)))
+        if self.tau is not None:
+            weights = torch.softmax(errors.detach() / self.tau, dim=0)
+            errors = len(errors) * weights * errors
+        return self._average(dict(zip(self.pairs, errors.mean(1))))
 
     @torch.no_grad()
     def _targets(self, qkv: TokenRecord) -> Tensor:

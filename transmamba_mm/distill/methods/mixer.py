@@ -90,12 +90,12 @@ class ForcedMixerLoss(LayerPairLoss):
         Returns:
             Tensor: Scalar.
         """
-        errors = []
+        errors = {}
         for layer, source in self.pairs.items():
             stream = self._student.joined(streams[source])
             mixed = self._student.mix(layer, stream, streams[source].grid)
             target = self._student.joined(teacher[source])
-            errors.append(normalised_mse(mixed, target))
+            errors[layer] = normalised_mse(mixed, target)
         return self._average(errors)
 
 

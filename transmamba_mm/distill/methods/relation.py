@@ -60,13 +60,13 @@ class TokenRelationLoss(LayerPairLoss):
         pairs = list(self.pairs.items())
         stages = min(self.stages, len(pairs))
         ends = [(i + 1) * len(pairs) // stages - 1 for i in range(stages)]
-        errors = []
+        errors = {}
         for layer, source in (pairs[end] for end in ends):
             target = teacher[source]
             with torch.no_grad():
                 wanted = _relations(target.tokens)
             found = _relations(student[layer].resized(target.grid).tokens)
-            errors.append(1 - (found * wanted).sum(-1).mean())
+            errors[layer] = 1 - (found * wanted).sum(-1).mean()
         return self._average(errors)
 
 

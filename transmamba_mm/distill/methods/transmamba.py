@@ -209,9 +209,15 @@ class AdaptiveBidirectionalDistill(DistillLoss):
             w_max=weight.max(),
         )
 
-    def layer_statistics(self) -> dict[str, dict[str, Tensor]]:
+    def layer_statistics(self) -> dict[str, dict[str, dict[int, Tensor]]]:
         """See :meth:`DistillLoss.layer_statistics`."""
-        return dict(similarities=self.similarities, weights=self.weights)
+        return {
+            kind: {name: dict(enumerate(x)) for name, x in values.items()}
+            for kind, values in (
+                ('similarities', self.similarities),
+                ('weights', self.weights),
+            )
+        }
 
 
 class _CosineToUnit(torch.autograd.Function):
