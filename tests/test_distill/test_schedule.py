@@ -627,8 +627,8 @@ def test_the_log_knows_only_what_counts(scheduled, tmp_path):
     wanted = late | {'distill.loss_hidden', 'distill.loss_kl', 'student.loss'}
     assert found[2:] == [wanted] * 2
     (path,) = tmp_path.glob('*/*.log')
-    assert 'loss_hidden: errors of layers' in path.read_text()
-    assert 'loss_mixer: errors of layers' not in path.read_text()
+    assert 'loss_hidden: errors by layer' in path.read_text()
+    assert 'loss_mixer: errors by layer' not in path.read_text()
 
 
 def test_nothing_is_held_after_training(scheduled, tmp_path):
