@@ -30,7 +30,7 @@ _labels = {'model.alpha': 0.3}
 _logits = dict(_base_.logits_kd, in_alpha=True)
 _warm_up = dict(_base_.mixer_matching, end=0.25)
 _after = dict(begin=0.25)
-_phases = [dict(end=0.25, trains='mixers', task_loss=False)]
+_phase = dict(end=0.25, trains='mixers', task_loss=False)
 
 contestants = [
     dict(
@@ -54,7 +54,21 @@ contestants = [
                 dict(_base_.hidden_states, **_after),
                 dict(_logits, **_after),
             ],
-            'model.distiller.phases': _phases,
+            'model.distiller.phases': [_phase],
+        },
+    ),
+    dict(
+        name='fast_mixer_hidden_logits',
+        config=_distill,
+        needs=_needs,
+        options={
+            **_labels,
+            'model.distiller.methods': [
+                _warm_up,
+                dict(_base_.hidden_states, **_after),
+                dict(_logits, **_after),
+            ],
+            'model.distiller.phases': [dict(_phase, lr_mult=4.0)],
         },
     ),
     dict(
@@ -76,6 +90,7 @@ contestants = [
     dict(name='scratch', config=_path.format('student_pmamba')),
 ]
 pairs = [
+    ('fast_mixer_hidden_logits', 'mixer_hidden_logits'),
     ('mixer_hidden_logits', 'subclone_only'),
     ('mixer_hidden_logits', 'hidden_logits'),
     ('hidden_logits', 'subclone_only'),

@@ -8,7 +8,13 @@ import re
 import pytest
 import torch
 from distill_cases import SAME, method, of_methods
-from helpers import TinyPictures, tiny_batch, tiny_runner, tiny_student
+from helpers import (
+    TinyPictures,
+    snapshot,
+    tiny_batch,
+    tiny_runner,
+    tiny_student,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.dataset import pseudo_collate
@@ -344,6 +350,37 @@ def run(tmp_path, model, steps=4, optimizer=SGD, hooks=(), size=4, **wrapper):
 def student_names(model, pattern=r'.+'):
     names = (f'architecture.{n}' for n, _ in model.student.named_parameters())
     return {x for x in names if re.fullmatch(rf'architecture\.{pattern}', x)}
+
+
+def test_a_phase_has_a_learning_rate_of_its_own(scheduled, tmp_path):
+    """Twice the rate moves twice as far; the scheduler goes on unmoved."""
+    sgd = dict(type='SGD', lr=0.1)
+    moved = []
+    for i, lr_mult in enumerate((1.0, 2.0)):
+        torch.manual_seed(0)
+        model = scheduled(*RECIPE, phases=[dict(WARM, lr_mult=lr_mult)])
+        start = snapshot(model)
+        rates = Rates()
+        run(tmp_path / str(i), model, 1, sgd, [rates], clip_grad=None)
+        moved.append({k: x - start[k] for k, x in snapshot(model).items()})
+        assert rates.seen == [0.1]
+    plain, doubled = moved
+    assert any(x.any() for x in plain.values())
+    for name, way in plain.items():
+        torch.testing.assert_close(
+            doubled[name], 2 * way, rtol=1e-3, atol=1e-6
+        )
+
+
+class Rates(Hook):
+    """What others see of the learning rate after a step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        groups = runner.optim_wrapper.param_groups
+        self.seen += {group['lr'] for group in groups}
 
 
 @pytest.mark.parametrize('optimizer', [SGD, ADAMW], ids=['SGD', 'AdamW'])

@@ -13,6 +13,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmrazor.models.algorithms import SingleTeacherDistill
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from transmamba_mm.registry import HOOKS
@@ -149,6 +150,9 @@ class DistillScheduleHook(Hook):
     it, and it adds nothing to the gradient norm that is clipped. It works the
     same in one process and in several. Losses that no longer count leave the
     log, where their last values would stay.
+
+    The factor that a phase has for the learning rate is there while the
+    optimizer steps; schedulers and the log see the rate without it.
     """
 
     # Before hooks that use the model or write the log.
@@ -158,14 +162,18 @@ class DistillScheduleHook(Hook):
         self._moment: Optional[tuple] = None
         self._held: list[nn.Parameter] = []
         self._handles: list = []
-        self._step: Optional[RemovableHandle] = None
+        self._rates: list[float] = []
+        self._steps: list[RemovableHandle] = []
 
     def before_train(self, runner: Runner) -> None:
         """Attaches itself to the optimizer, if there is a schedule."""
         if self._scheduled(runner) is None:
             return
         optimizer = runner.optim_wrapper.optimizer
-        self._step = optimizer.register_step_pre_hook(self._drop_gradients)
+        self._steps = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None
@@ -203,18 +211,29 @@ class DistillScheduleHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Lets go of everything."""
         self._release()
-        if self._step is not None:
-            self._step.remove()
-        self._moment, self._held, self._step = None, [], None
+        for handle in self._steps:
+            handle.remove()
+        self._moment, self._held, self._steps = None, [], []
 
     def _release(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
-    def _drop_gradients(self, *args) -> None:
+    def _drop_gradients(self) -> None:
         for parameter in self._held:
             parameter.grad = None
+
+    def _before_step(self, optimizer: Optimizer, *args) -> None:
+        self._drop_gradients()
+        phase, _ = self._moment
+        self._rates = [group['lr'] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group['lr'] = phase.lr_mult * group['lr']
+
+    def _after_step(self, optimizer: Optimizer, *args) -> None:
+        for group, rate in zip(optimizer.param_groups, self._rates):
+            group['lr'] = rate
 
     @staticmethod
     def _scheduled(runner: Runner) -> Optional[TransMambaDistill]:

@@ -93,11 +93,23 @@ class Phase:
         task_loss (bool): Whether the task loss counts. Where no distillation
             loss reads the student either, the student does not run.
             Defaults to True.
+        lr_mult (float): Factor of the learning rate, whatever the scheduler
+            makes it. Defaults to 1.
+
+    Raises:
+        ValueError: If ``lr_mult`` is not positive.
     """
 
     end: float = 1.0
     trains: Union[str, Sequence[str]] = 'all'
     task_loss: bool = True
+    lr_mult: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr_mult <= 0:
+            raise ValueError(
+                f'lr_mult of a phase must be positive, got {self.lr_mult}'
+            )
 
 
 @dataclass
