@@ -17,6 +17,8 @@ import argparse
 from pathlib import Path
 
 from transmamba_mm.arena import read_grid, run_grid, write_report
+from transmamba_mm.arena.run import plan_jobs
+from transmamba_mm.utils.cli import UsageError, run_main
 
 
 def main() -> None:
@@ -37,14 +39,19 @@ def main() -> None:
         '--jobs', type=int, help='cells at a time; one per core, at most 4'
     )
     args = parser.parse_args()
-    grid = read_grid(args.grid, args.seeds)
     failed = []
-    if args.command == 'run':
-        failed = run_grid(grid, args.work_dir, args.jobs)
-    write_report(grid, args.work_dir)
+    try:
+        grid = read_grid(args.grid, args.seeds)
+        jobs = plan_jobs(grid, args.work_dir)
+        if args.command == 'run':
+            failed = run_grid(grid, args.work_dir, args.jobs)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    digests = {job.cell.key: job.digest for job in jobs}
+    write_report(grid, args.work_dir, digests)
     if failed:
         raise SystemExit(f'no result: {", ".join(failed)}; see above')
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)

@@ -34,6 +34,7 @@ def test_cells_go_seed_by_seed_and_teachers_first():
         ([Contestant('a', '', needs={'k': 'b'})], [], "'b'.*not before it"),
         ([Contestant('a', '', needs={'k': 'a'})], [], "'a'.*not before it"),
         ([Contestant('a', '')], [('a', 'c')], "'c'.*do not take part"),
+        ([Contestant('a', '', seeds=[])], [], "'a' has no seed"),
     ],
 )
 def test_refused(contestants, pairs, said):

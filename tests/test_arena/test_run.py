@@ -18,6 +18,7 @@ from mmengine.device import get_device
 from transmamba_mm.arena import Contestant, Grid, run_grid
 from transmamba_mm.arena.results import read_result, read_results
 from transmamba_mm.arena.run import plan_jobs, train_config
+from transmamba_mm.utils.cli import UsageError
 
 CONFIG = """
 train_cfg = dict(max_epochs=2)
@@ -314,3 +315,49 @@ def test_training_continues_to_the_same_curves(tmp_path):
         small('whole', resume=True, load_from=newest), lambda *args: None
     )
     assert found['accuracy'] == whole['accuracy'][-1:]
+
+
+def test_options_that_replace_hold_for_every_seed(tmp_path, config):
+    options = {'train_cfg': dict(_delete_=True, max_iters=3)}
+    mine = {'randomness': dict(_delete_=True, deterministic=True)}
+    one, two = Contestant('a', config, mine), Contestant('b', config)
+    grid = Grid('', [one, two], range(3), options)
+    jobs = plan_jobs(grid, tmp_path)
+    assert {str(job.cfg.train_cfg) for job in jobs} == {"{'max_iters': 3}"}
+    for job in jobs:
+        wanted = {'seed': job.cell.seed}
+        if job.cell.contestant is one:
+            wanted['deterministic'] = True
+        assert job.cfg.randomness == wanted
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(options={'optim_wraper.lr': 1}), "no 'optim_wraper'"),
+        (dict(seed_keys=['randomnes.seed']), "no 'randomnes'"),
+        (dict(options={'optim_wraper': {}}), "did you mean 'optim_wrapper'"),
+    ],
+)
+def test_a_misspelt_key_is_refused(tmp_path, config, settings, message):
+    grid = Grid('', [Contestant('a', config)], [0], **settings)
+    with pytest.raises((ValueError, UsageError), match=message):
+        plan_jobs(grid, tmp_path)
+
+
+def test_a_result_of_another_config_is_left_out(tmp_path, config, capsys):
+    grid = Grid('', [Contestant('a', config)], [0])
+    assert run_grid(grid, tmp_path, workers=1, train=pretend) == []
+    other = Grid('', [Contestant('a', config, dict(pause=0.1))], [0])
+    for each, count in ((grid, 1), (other, 0)):
+        jobs = plan_jobs(each, tmp_path)
+        digests = {job.cell.key: job.digest for job in jobs}
+        assert len(read_results(each, tmp_path, digests)) == count
+    assert (
+        'a_seed0: left out, its config has changed' in capsys.readouterr()[0]
+    )
+
+
+def test_no_workers(tmp_path, config):
+    with pytest.raises(ValueError, match='with 0 workers'):
+        run_grid(Grid('', [Contestant('a', config)], [0]), tmp_path, workers=0)

@@ -54,6 +54,10 @@ def test_uniform_is_monotone_and_includes_both_ends(student, teacher):
         ([0, 1, 2], 'for each of the 2'),
         ([0, 3], r'in 0\.\.2'),
         ([-1, 0], r'in 0\.\.2'),
+        (['0', '1'], r'in 0\.\.2'),
+        ([0.0, 1.0], r'in 0\.\.2'),
+        (5, 'or a list, got 5'),
+        (None, 'or a list, got None'),
     ],
 )
 def test_layer_map_mistakes(layer_map, message):

@@ -13,7 +13,7 @@ from transmamba_mm.contract import (
     TeacherFamily,
     read_teacher,
 )
-from transmamba_mm.contract.roles import is_ssm, split_role
+from transmamba_mm.contract.roles import in_group, is_ssm, split_role
 
 LAYER_ROLES = {
     f'{stem}.{leaf}'
@@ -190,3 +190,26 @@ def test_roles_are_taken_apart():
     assert split_role('pos_embed') == (None, 'pos_embed')
     assert is_ssm('layers.0.ssm.A_log')
     assert not is_ssm('layers.0.mixer_out.weight')
+
+
+@pytest.mark.parametrize(
+    ('group', 'wanted'),
+    [
+        ('all', {'ssm', 'mixer_out', 'ffn_in', 'head', 'unknown'}),
+        ('mixers', {'ssm', 'mixer_out'}),
+        ('head', {'head'}),
+        (['mixers', 'head'], {'ssm', 'mixer_out', 'head'}),
+        (['all'], {'ssm', 'mixer_out', 'ffn_in', 'head', 'unknown'}),
+        (('ffn_in',), {'ffn_in'}),
+        ([], set()),
+    ],
+)
+def test_groups_of_parameters(group, wanted):
+    roles = {
+        'ssm': 'layers.1.ssm.A',
+        'mixer_out': 'layers.0.mixer_out.weight',
+        'ffn_in': 'layers.0.ffn_in.bias',
+        'head': 'head.weight',
+        'unknown': '',
+    }
+    assert {k for k, role in roles.items() if in_group(role, group)} == wanted

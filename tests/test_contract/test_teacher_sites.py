@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import build, pmamba_cfg, vit_cfg
-from teacher_cases import CASES, CLIP
+from teacher_cases import CASES, CLIP, timm_model
 from torch import nn
 
 from transmamba_mm.contract import Teacher, TeacherError, read_teacher
@@ -235,3 +235,11 @@ def test_a_site_that_does_not_exist():
 def test_a_bare_backbone_gives_no_logits():
     with pytest.raises(TeacherError, match='no logits'):
         Teacher(build(vit_cfg()).backbone).modules_of('logits')
+
+
+def test_a_relative_of_a_family_is_not_of_it():
+    beit = timm_model('beit_base_patch16_224', init_values=0.1)
+    with pytest.raises(TeacherError, match='no known Transformer'):
+        Teacher(beit)
+    with pytest.raises(TeacherError, match='no known Transformer'):
+        read_teacher(beit.state_dict())

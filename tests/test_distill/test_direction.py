@@ -204,3 +204,20 @@ def test_layers_may_be_weighed_by_their_error():
 def test_mistakes(student, teacher, method, message):
     with pytest.raises(ValueError, match=message):
         algorithm(student, teacher, **method)
+
+
+@pytest.mark.parametrize('option', ['qk_norm', 'scale_attn_norm'])
+def test_attention_with_more_in_it_is_refused(option):
+    teacher = dict(
+        type='mmpretrain.TimmClassifier',
+        model_name='vit_tiny_patch16_224',
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        num_classes=3,
+        **{option: True},
+    )
+    with pytest.raises(ValueError, match=r'attention that has (q_|k_|)norm'):
+        algorithm(pmamba_cfg(), teacher)

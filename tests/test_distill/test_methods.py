@@ -28,7 +28,11 @@ from pair_cases import (
 )
 
 from transmamba_mm.contract import TeacherError
-from transmamba_mm.distill import TransMambaDistill, normalised_mse
+from transmamba_mm.distill import (
+    LayerMatchLoss,
+    TransMambaDistill,
+    normalised_mse,
+)
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 
@@ -775,3 +779,34 @@ def test_of_several_students_and_teachers_the_named_ones_are_read():
     model = distilled(student, teacher, *configs)
     losses = model(*batch_of(16), mode='loss')
     assert all(losses[f'distill.loss_{name}'] > 0 for name in kept)
+
+
+@pytest.mark.parametrize(
+    'name', ['LogitsKD', 'StandardisedLogitsKD', 'ReleasedTransMamba']
+)
+@pytest.mark.parametrize('tau', [0, -1.0])
+def test_a_temperature_is_positive(name, tau):
+    with pytest.raises(ValueError, match='tau must be positive'):
+        distilled(plain_mamba(), vit(), method(name, tau=tau))
+
+
+@pytest.mark.parametrize('name', ['HardLabel', 'StandardisedLogitsKD'])
+def test_heads_are_of_the_same_classes(name):
+    teacher = vit()
+    teacher.head.layers.head = torch.nn.Linear(16, 7)
+    model = distilled(plain_mamba(), teacher, method(name))
+    with pytest.raises(ValueError, match=r'scores \d classes, the teacher 7'):
+        model(*batch_of(16), mode='loss')
+
+
+def test_methods_are_no_parts_of_a_plain_distiller():
+    config = dict(
+        of_methods(METHODS['kl']), type='mmrazor.ConfigurableDistiller'
+    )
+    with pytest.raises(ValueError, match='transmamba.MethodDistiller'):
+        TransMambaDistill(plain_mamba(), vit(), config)
+
+
+def test_a_loss_of_pairs_that_knows_no_pair_says_so():
+    with pytest.raises(RuntimeError, match='does not know its pair'):
+        LayerMatchLoss()([], [])

@@ -631,6 +631,28 @@ def test_factors_multiply_losses_inside_and_beside_alpha(scheduled):
 # ------------------------------------------- the monitor, the log, the end
 
 
+def test_a_loss_inside_alpha_shares_it_from_its_first_step(scheduled):
+    """Also where it warms up, and counts with 0 at first."""
+    kl = dict(KL, in_alpha=True, begin=0.2, end=0.6, warmup=0.2)
+    model, (images, samples) = scheduled(kl), tiny_batch()
+    task = model.student(images, samples, mode='loss')['loss']
+    for progress, share in ((0.1, 1), (0.2, 0.5), (0.5, 0.5), (0.6, 1)):
+        model.schedule.progress = progress
+        loss = model(images, samples, mode='loss')['student.loss']
+        torch.testing.assert_close(loss, share * task)
+
+
+def test_statistics_are_named_alike_whoever_counts(scheduled):
+    method_a = method('AdaptiveBidirectional', name='a', end=0.5)
+    method_b = method('AdaptiveBidirectional', name='b', begin=0.5)
+    model, (images, samples) = scheduled(method_a, method_b), tiny_batch()
+    for progress, name in ((0.1, 'a'), (0.6, 'b')):
+        model.schedule.progress = progress
+        losses = model(images, samples, mode='loss')
+        names = {key for key in losses if 'sim' in key}
+        assert names == {f'distill.{name}_sim_min', f'distill.{name}_sim_max'}
+
+
 def test_the_check_before_training_sees_what_sets_in_later(
     scheduled, tmp_path
 ):

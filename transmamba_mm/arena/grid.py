@@ -79,6 +79,8 @@ class Grid:
                 raise ValueError(f'{name!r} is no folder name, or there twice')
             if unknown := set(contestant.needs.values()) - known:
                 raise ValueError(f'{name!r} needs {unknown}, not before it')
+            if not self.cells_of(contestant):
+                raise ValueError(f'{name!r} has no seed to run with')
             known.add(name)
         if unknown := set(chain.from_iterable(self.pairs)) - known:
             raise ValueError(f'pairs of {unknown}, who do not take part')

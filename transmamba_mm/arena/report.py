@@ -1,9 +1,9 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Tables and figures of a grid, from the results of its cells alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from matplotlib.figure import Figure
 
@@ -117,7 +117,9 @@ def plot_similarity(result: Result, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def write_report(grid: Grid, out_dir: Path) -> dict[str, Any]:
+def write_report(
+    grid: Grid, out_dir: Path, digests: Optional[Mapping[str, str]] = None
+) -> dict[str, Any]:
     """Writes what the finished cells say, and prints the table.
 
     Beside the cells' folders come ``results.json``, all that was measured,
@@ -127,11 +129,14 @@ def write_report(grid: Grid, out_dir: Path) -> dict[str, Any]:
     Args:
         grid (Grid): What was to be run.
         out_dir (Path): Parent of the cells' folders.
+        digests (Mapping[str, str], optional): See
+            :func:`~transmamba_mm.arena.results.read_results`. Defaults to
+            None.
 
     Returns:
         dict: See :func:`summarise`.
     """
-    results = read_results(grid, out_dir)
+    results = read_results(grid, out_dir, digests)
     summary = summarise(grid, results)
     write_json(out_dir / 'results.json', [vars(result) for result in results])
     write_json(out_dir / 'summary.json', summary)

@@ -2,6 +2,7 @@
 """What a finished cell leaves: one file, complete or not there."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -51,11 +52,29 @@ def read_result(folder: Path) -> Optional[Result]:
     return Result(**json.loads(path.read_text())) if path.exists() else None
 
 
-def read_results(grid: Grid, out_dir: Path) -> list[Result]:
-    """The results that there are, by contestant, then by seed."""
+def read_results(
+    grid: Grid, out_dir: Path, digests: Optional[Mapping[str, str]] = None
+) -> list[Result]:
+    """The results that there are, by contestant, then by seed.
+
+    Args:
+        grid (Grid): What was to be run.
+        out_dir (Path): Parent of the cells' folders.
+        digests (Mapping[str, str], optional): Of the config of each cell,
+            by its key. A result of another config is left out, which is
+            printed. Defaults to None: all results count.
+    """
     cells = [c for one in grid.contestants for c in grid.cells_of(one)]
-    found = [read_result(out_dir / cell.key) for cell in cells]
-    return [result for result in found if result is not None]
+    results = []
+    for cell in cells:
+        result = read_result(out_dir / cell.key)
+        if result is None:
+            continue
+        if digests is None or result.digest == digests[cell.key]:
+            results.append(result)
+        else:
+            print(f'{cell.key}: left out, its config has changed since')
+    return results
 
 
 def read_curves(work_dir: Path) -> dict[str, Any]:

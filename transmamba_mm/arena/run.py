@@ -28,6 +28,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
+from transmamba_mm.utils.cli import check_config_keys
+
 from .grid import Cell, Grid
 from .results import RESULT_FILE, Result, read_curves, read_result, write_json
 
@@ -81,7 +83,12 @@ def plan_jobs(grid: Grid, out_dir: Path) -> list[Job]:
     for cell in grid.cells():
         needs = {k: jobs[other.key] for k, other in grid.needs(cell).items()}
         cfg = Config.fromfile(cell.contestant.config)
-        cfg.merge_from_dict({**grid.options, **cell.contestant.options})
+        # Merging takes `_delete_` out of what it merges.
+        options = deepcopy({**grid.options, **cell.contestant.options})
+        for key in (*options, *grid.seed_keys, *needs):
+            _check_key(cfg, key, cell)
+        cfg.merge_from_dict(options)
+        check_config_keys(cfg)
         cfg.merge_from_dict(dict.fromkeys(grid.seed_keys, cell.seed))
         # In place of paths, which differ between machines.
         cfg.merge_from_dict({key: job.digest for key, job in needs.items()})
@@ -89,6 +96,20 @@ def plan_jobs(grid: Grid, out_dir: Path) -> list[Job]:
         digest = hashlib.sha256(text.encode()).hexdigest()
         jobs[cell.key] = Job(cell, cfg, digest, out_dir / cell.key, needs)
     return list(jobs.values())
+
+
+def _check_key(cfg: Config, key: str, cell: Cell) -> None:
+    """Complains of a dotted key whose parent is not in the config."""
+    node: Any = cfg
+    for part in key.split('.')[:-1]:
+        known = isinstance(node, (list, tuple)) and part.isdigit()
+        try:
+            node = node[int(part) if known else part]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(
+                f'{cell.key}: the config has no {part!r} for {key!r}; see '
+                f'{cell.contestant.config}'
+            ) from error
 
 
 class ReportEpoch(Hook):
@@ -126,6 +147,11 @@ def train_config(cfg: Config, report: Callable) -> dict[str, Any]:
         # Interrupted after the last checkpoint, before its validation.
         runner.val_loop.run()
         curves = read_curves(Path(cfg.work_dir))
+    if not curves['accuracy']:
+        raise ValueError(
+            'nothing was measured as accuracy/top1: the arena needs '
+            "val_evaluator=dict(type='Accuracy', topk=(1,))"
+        )
     return curves
 
 
@@ -242,6 +268,8 @@ def run_grid(
     Returns:
         list[str]: Keys of the cells that failed or need one that did.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f'no cell can run with {workers} workers')
     workers = workers or min(4, cpu_count())
     waiting = _unfinished(plan_jobs(grid, Path(out_dir).resolve()))
     progress, context = _Progress(waiting), _process_context()

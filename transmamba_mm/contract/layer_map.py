@@ -56,14 +56,15 @@ def resolve_layer_map(
         return result
     if layer_map == 'first_n':
         return [i if i < num_teacher else None for i in range(num_student)]
-    if isinstance(layer_map, str):
+    if isinstance(layer_map, str) or not isinstance(layer_map, Sequence):
         raise ValueError(
             f"layer_map must be 'uniform', 'first_n' or a list, got "
             f'{layer_map!r}'
         )
     resolved = list(layer_map)
     if len(resolved) != num_student or not all(
-        index is None or 0 <= index < num_teacher for index in resolved
+        index is None or (isinstance(index, int) and 0 <= index < num_teacher)
+        for index in resolved
     ):
         raise ValueError(
             f'layer_map {resolved} needs one teacher layer in '

@@ -89,19 +89,18 @@ def in_group(role: str, group: Union[str, Sequence[str]]) -> bool:
     Args:
         role (str): The role.
         group (str | Sequence[str]): ``'all'``; ``'mixers'``, the scans with
-            the norms and projections around them; or one or several roles
-            without their layer and leaf, e.g. ``('ssm', 'mixer_out')``.
+            the norms and projections around them; a role without its layer
+            and leaf, e.g. ``'mixer_out'``; or several of these.
 
     Returns:
         bool: Whether it does.
     """
-    if group == 'all':
-        return True
+    if not isinstance(group, str):
+        return any(in_group(role, each) for each in group)
+    kind = split_role(role)[1].split('.')[0]
     if group == 'mixers':
-        group = ('ssm', 'mixer_norm', 'mixer_out')
-    group = (group,) if isinstance(group, str) else group
-    kind = split_role(role)[1]
-    return kind.split('.')[0] in group
+        return kind in ('ssm', 'mixer_norm', 'mixer_out')
+    return group in ('all', kind)
 
 
 def inflated(weight: Tensor, frames: int) -> Tensor:

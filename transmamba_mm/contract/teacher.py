@@ -277,6 +277,21 @@ class Teacher:
             return weight
         return self.parameter(scale).unsqueeze(1) * weight
 
+    def attention_extras(self) -> list[str]:
+        """Parameters of its attention beside those that have a role."""
+        known, extras = set(self._names.values()), set()
+        for layer in range(self.num_layers):
+            name = self._names[f'layers.{layer}.qkv.weight']
+            # The module with the projection, `attn.qkv`, or its parameter.
+            inside = name.removeprefix(f'{self.layers[layer]}.')
+            attention = f'{self.layers[layer]}.{inside.split(".")[0]}.'
+            extras |= {
+                key.removeprefix(attention)
+                for key in self._parameters
+                if key.startswith(attention) and key not in known
+            }
+        return sorted(extras)
+
     @property
     def num_heads(self) -> tuple[int, ...]:
         """tuple[int, ...]: See the class."""

@@ -26,6 +26,7 @@ from transmamba_mm.contract.roles import in_group, split_role
 from transmamba_mm.registry import MODELS
 
 from .distiller import MethodDistiller
+from .losses import DistillLoss
 from .schedule import (
     Schedule,
     reads_student,
@@ -88,6 +89,16 @@ class TransMambaDistill(SingleTeacherDistill):
     ) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f'alpha must lie in [0, 1], got {alpha}')
+        kind = distiller.get('type') if isinstance(distiller, dict) else None
+        if kind == 'mmrazor.ConfigurableDistiller' and {
+            'methods',
+            'phases',
+        } & set(distiller):
+            raise ValueError(
+                'methods and phases are of a distiller of '
+                "type='transmamba.MethodDistiller', not of "
+                'mmrazor.ConfigurableDistiller'
+            )
         if kwargs.get('teacher_trainable'):
             raise ValueError(
                 'TransMambaDistill keeps its teacher frozen; use '
@@ -242,7 +253,7 @@ class TransMambaDistill(SingleTeacherDistill):
         inside = [name for name in found if self._in_alpha(name)]
         losses = {}
         if phase.task_loss and self.calculate_student_loss:
-            alpha = self.alpha if inside else 1.0
+            alpha = self.alpha if self._shares_alpha() else 1.0
             for name, value in task.items():
                 weighted = alpha * value if 'loss' in name else value
                 losses[f'student.{name}'] = weighted
@@ -264,6 +275,13 @@ class TransMambaDistill(SingleTeacherDistill):
         """What each distillation loss reads, by its name."""
         return self.distiller.loss_forward_mappings
 
+    def _shares_alpha(self) -> bool:
+        """Whether a loss counts now that is weighed against the task loss."""
+        return not self.distillation_stopped and any(
+            self._in_alpha(name) and self.schedule.covers(name)
+            for name in self._mappings
+        )
+
     def _in_alpha(self, name: str) -> bool:
         """Whether a loss is weighed against the task loss by alpha."""
         if name in self._by_method:
@@ -274,17 +292,16 @@ class TransMambaDistill(SingleTeacherDistill):
 
     def _statistics(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Scalars for the log; their names must not contain "loss"."""
-        modules = self.distiller.distill_losses
-        found = {
-            name: modules[name].statistics()
-            for name in names
-            if hasattr(modules[name], 'statistics')
+        own = {
+            name: loss
+            for name, loss in self.distiller.distill_losses.items()
+            if hasattr(loss, 'statistics')
+            and type(loss).statistics is not DistillLoss.statistics
         }
-        found = {name: values for name, values in found.items() if values}
-        result = {}
-        for name, values in found.items():
-            prefix = '' if len(found) == 1 else name.replace('loss', '')
-            for key, value in values.items():
+        several, result = len(own) > 1, {}
+        for name in own.keys() & names:
+            prefix = name.replace('loss', '') if several else ''
+            for key, value in own[name].statistics().items():
                 result[f'{prefix}_{key}'.strip('_')] = value
         return result
 

@@ -34,6 +34,19 @@ class DistillLoss(nn.Module):
         return {}
 
 
+def check_same_classes(student: Tensor, teacher: Tensor) -> None:
+    """Complains of class scores (B, K) that are not of the same classes.
+
+    Raises:
+        ValueError: If the numbers of classes differ.
+    """
+    if student.shape[1] != teacher.shape[1]:
+        raise ValueError(
+            f'the student scores {student.shape[1]} classes, the teacher '
+            f'{teacher.shape[1]}: their heads must be of the same classes'
+        )
+
+
 def normalised_mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error in units of the teacher's variance.
 
@@ -108,6 +121,11 @@ class LayerPairLoss(DistillLoss, PairAware):
 
     def _average(self, errors: Mapping[int, Tensor]) -> Tensor:
         """The loss, of the errors by student layer."""
+        if not errors:
+            raise RuntimeError(
+                f'{type(self).__name__} does not know its pair: use it inside '
+                f'transmamba.TransMambaDistill'
+            )
         self._errors = {key: error.detach() for key, error in errors.items()}
         return self.loss_weight * torch.stack(list(errors.values())).mean()
 

@@ -189,6 +189,12 @@ class Schedule:
                     f'task_loss=True'
                 )
 
+    def covers(self, loss: str) -> bool:
+        """Whether a loss counts now, be it with 0 where it warms up."""
+        _, progress = self.now()
+        span = self.spans.get(loss, Span())
+        return span.begin <= progress < span.end
+
     def factors(self, losses: Sequence[str]) -> dict[str, float]:
         """Weights of those losses that count now."""
         _, progress = self.now()

@@ -27,6 +27,7 @@ from transmamba_mm.contract.roles import (
     split_role,
 )
 
+from .importance import CRITERIA
 from .pairing import Pairing
 from .plan import TransferEntry, TransferError, TransferPlan
 from .ssm import SSMSource
@@ -83,6 +84,15 @@ class Subcloner:
         if widen not in (None, 'leading'):
             raise TransferError(
                 f"widen must be None or 'leading', got {widen!r}"
+            )
+        if importance not in CRITERIA:
+            raise TransferError(
+                f'unknown importance {importance!r}; choose from '
+                f'{", ".join(CRITERIA)}'
+            )
+        if early_layers is not None and early_layers < 0:
+            raise TransferError(
+                f'early_layers must not be negative, got {early_layers}'
             )
         self.importance = importance
         self.widen = widen

@@ -64,8 +64,9 @@ class TeacherFamily:
             ``'norm1'``.
         num_heads (str): In a layer, module and attribute that hold the
             number of heads. Defaults to ``'attn.num_heads'``.
-        attends_to_all (bool): Whether every token attends to every other by
-            the softmax of scaled products alone. Defaults to True.
+        forbids (tuple[str, ...]): Parameters of a layer that it must not
+            have: those of relatives that compute something else. Defaults
+            to ``()``.
     """
 
     name: str
@@ -80,7 +81,7 @@ class TeacherFamily:
     mixer: str = 'attn'
     mixer_norm: str = 'norm1'
     num_heads: str = 'attn.num_heads'
-    attends_to_all: bool = True
+    forbids: tuple[str, ...] = ()
     _pattern: re.Pattern = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -107,6 +108,11 @@ class TeacherFamily:
             Found(self, prefix, [layers[place] for place in sorted(layers)])
             for prefix, layers in found.items()
             if all(prefix + name in names for name in self.requires)
+            and not any(
+                f'{layer}.{name}' in names
+                for layer in layers.values()
+                for name in self.forbids
+            )
         ]
 
     def places(self, names: Iterable[str], prefix: str) -> list[str]:

@@ -28,7 +28,5 @@ SWIN = register(
         head=('^head.fc', '^head.layers.head'),
         logits=('^head',),
         num_heads='attn.w_msa.num_heads',
-        # In windows, with a bias by position.
-        attends_to_all=False,
     )
 )

@@ -32,5 +32,7 @@ TIMM_VIT = register(
         logits=('^head', ''),
         # LayerScale, or an identity in its place.
         mixer='ls1',
+        # BEiT, EVA and DINOv3, whose layers have other parts.
+        forbids=('gamma_1', 'attn.relative_position_bias_table'),
     )
 )

@@ -27,6 +27,16 @@ class Reading:
     connector_name: Optional[str] = None
 
 
+def check_temperature(tau: float) -> None:
+    """Complains of a temperature that is none.
+
+    Raises:
+        ValueError: If ``tau`` is not positive.
+    """
+    if tau <= 0:
+        raise ValueError(f'tau must be positive, got {tau}')
+
+
 class DistillMethod(ABC):
     """A method of distillation, made of mmrazor's parts.
 

@@ -97,7 +97,8 @@ class DirectionalMixerLoss(LayerPairLoss):
 
     Raises:
         ValueError: If the pair's widths differ, only the student has class
-            tokens, or the teacher attends in windows.
+            tokens, or the teacher's attention is more than queries,
+            keys and values.
     """
 
     def __init__(self, tau: Optional[float] = None, **kwargs: Any) -> None:
@@ -114,10 +115,11 @@ class DirectionalMixerLoss(LayerPairLoss):
         student = pair.student(self.student_backbone).backbone
         teacher = pair.teacher(self.teacher_backbone)
         check_forced_pair(student, teacher, self.pairs)
-        if not teacher.family.attends_to_all:
+        if extra := teacher.attention_extras():
             raise ValueError(
-                f'{teacher.family.name} does not attend to all tokens alike: '
-                f'its attention cannot be shared among scan directions'
+                f'attention that has {", ".join(extra)} is not the softmax '
+                f'of products of queries and keys alone: it cannot be shared '
+                f'among scan directions'
             )
         # In a tuple, as the student's parameters are not this module's.
         self._pair = (student, teacher)

@@ -9,7 +9,7 @@ from torch import Tensor
 from transmamba_mm.contract.sites import LOGITS
 from transmamba_mm.registry import MODELS, TASK_UTILS
 
-from ..losses import DistillLoss
+from ..losses import DistillLoss, check_same_classes
 from .base import DistillMethod, Reading
 
 
@@ -27,6 +27,7 @@ class HardLabelLoss(DistillLoss):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Computes the loss of class scores (B, K)."""
+        check_same_classes(student, teacher)
         labels = teacher.argmax(dim=1)
         return self.loss_weight * F.cross_entropy(student.float(), labels)
 

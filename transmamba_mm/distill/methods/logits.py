@@ -6,7 +6,7 @@ from typing import Any
 from transmamba_mm.contract.sites import LOGITS
 from transmamba_mm.registry import TASK_UTILS
 
-from .base import DistillMethod, Reading
+from .base import DistillMethod, Reading, check_temperature
 
 
 @TASK_UTILS.register_module()
@@ -25,6 +25,7 @@ class LogitsKD(DistillMethod):
         self, tau: float = 2.0, loss_weight: float = 1.0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        check_temperature(tau)
         self.tau = tau
         self.loss_weight = loss_weight
 

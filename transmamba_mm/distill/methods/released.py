@@ -18,7 +18,7 @@ from transmamba_mm.contract.sites import LAYERS, TOKENS
 from transmamba_mm.registry import MODELS, TASK_UTILS
 
 from ..losses import DistillLoss
-from .base import DistillMethod, Reading
+from .base import DistillMethod, Reading, check_temperature
 
 
 @MODELS.register_module()
@@ -107,6 +107,7 @@ class ReleasedTransMamba(DistillMethod):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_temperature(tau)
         self._loss = dict(
             type='transmamba.ReleasedLoss',
             tau=tau,

@@ -13,8 +13,8 @@ from torch import Tensor
 from transmamba_mm.contract.sites import LOGITS
 from transmamba_mm.registry import MODELS, TASK_UTILS
 
-from ..losses import DistillLoss
-from .base import DistillMethod, Reading
+from ..losses import DistillLoss, check_same_classes
+from .base import DistillMethod, Reading, check_temperature
 
 
 def _standardised(logits: Tensor) -> Tensor:
@@ -40,6 +40,7 @@ class StandardisedKLDivergence(DistillLoss):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Computes the loss of class scores (B, K)."""
+        check_same_classes(student, teacher)
         loss = F.kl_div(
             F.log_softmax(_standardised(student) / self.tau, dim=1),
             F.log_softmax(_standardised(teacher) / self.tau, dim=1),
@@ -65,6 +66,7 @@ class StandardisedLogitsKD(DistillMethod):
         self, tau: float = 2.0, loss_weight: float = 1.0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        check_temperature(tau)
         self.tau = tau
         self.loss_weight = loss_weight
 
