@@ -803,7 +803,7 @@ def test_methods_are_no_parts_of_a_plain_distiller():
     config = dict(
         of_methods(METHODS['kl']), type='mmrazor.ConfigurableDistiller'
     )
-    with pytest.raises(ValueError, match='transmamba.MethodDistiller'):
+    with pytest.raises(ValueError, match=r'transmamba\.MethodDistiller'):
         TransMambaDistill(plain_mamba(), vit(), config)
 
 
