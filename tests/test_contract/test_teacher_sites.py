@@ -243,3 +243,38 @@ def test_a_relative_of_a_family_is_not_of_it():
         Teacher(beit)
     with pytest.raises(TeacherError, match='no known Transformer'):
         read_teacher(beit.state_dict())
+
+
+def timm_resnet():
+    return build(
+        dict(
+            type='mmpretrain.TimmClassifier',
+            model_name='resnet10t',
+            num_classes=5,
+        )
+    )
+
+
+def mmpretrain_resnet():
+    return build(
+        dict(
+            type='mmpretrain.ImageClassifier',
+            backbone=dict(type='ResNet', depth=18),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=5, in_channels=512),
+        )
+    )
+
+
+@pytest.mark.parametrize('make', [timm_resnet, mmpretrain_resnet])
+def test_of_any_classifier_the_logits_are_known(make):
+    model, images = make(), torch.randn(2, 3, 64, 64)
+    (found,), outputs = record(model, images, 'logits')
+    assert torch.equal(found, outputs)
+    with pytest.raises(TeacherError, match='no known Transformer'):
+        record(model, images, 'layers')
+
+
+def test_a_model_without_scores_has_no_logits():
+    with pytest.raises(TeacherError, match='no class scores that are known'):
+        record(nn.Linear(2, 2), torch.zeros(1, 2), 'logits')

@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
+from mmpretrain.models import ImageClassifier, TimmClassifier
 from torch import Tensor, nn
 
 from .families import Found, TeacherError, TeacherFamily, find_transformer
@@ -437,3 +438,34 @@ class Teacher:
         return replace(
             record, tokens=norm(record.tokens), classes=norm(record.classes)
         )
+
+
+class Classifier:
+    """A classifier of any kind, of which nothing but the logits is known.
+
+    Args:
+        model (nn.Module): mmpretrain's ``ImageClassifier`` or
+            ``TimmClassifier``.
+
+    Raises:
+        TeacherError: If it is another model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if isinstance(model, ImageClassifier) and model.with_head:
+            self._scores = model.head
+        elif isinstance(model, TimmClassifier):
+            self._scores = model.model
+        else:
+            raise TeacherError(
+                f'{type(model).__name__} gives no class scores that are '
+                f"known: use mmpretrain's ImageClassifier or TimmClassifier"
+            )
+
+    def modules_of(self, site: str) -> dict[str, nn.Module]:
+        """See :meth:`Teacher.modules_of`; for the logits alone."""
+        return {LOGITS: self._scores}
+
+    def record(self, site: str, seen: Mapping[str, Captured]) -> Tensor:
+        """See :meth:`Teacher.record`."""
+        return seen[LOGITS].output

@@ -22,7 +22,8 @@ from transmamba_mm.contract import (
     TeacherError,
     find_student,
 )
-from transmamba_mm.contract.sites import LAYERS, TOKENS, Captured
+from transmamba_mm.contract.sites import LAYERS, LOGITS, TOKENS, Captured
+from transmamba_mm.contract.teacher import Classifier
 from transmamba_mm.registry import TASK_UTILS
 
 
@@ -174,8 +175,14 @@ class TeacherSiteRecorder(SiteRecorder):
         backbone (str, optional): See :class:`SiteRecorder`.
     """
 
-    def _look_at(self, model: nn.Module) -> Teacher:
-        return Teacher(model, self.backbone)
+    def _look_at(self, model: nn.Module) -> Union[Teacher, Classifier]:
+        try:
+            return Teacher(model, self.backbone)
+        except TeacherError:
+            # Its scores are enough, be it a convolutional network.
+            if self.source != LOGITS or self.backbone is not None:
+                raise
+            return Classifier(model)
 
 
 @TASK_UTILS.register_module()
