@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from helpers import CONFIGS, start_tool
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -361,3 +362,12 @@ def test_a_result_of_another_config_is_left_out(tmp_path, config, capsys):
 def test_no_workers(tmp_path, config):
     with pytest.raises(ValueError, match='with 0 workers'):
         run_grid(Grid('', [Contestant('a', config)], [0]), tmp_path, workers=0)
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path, config):
+    grid = Grid('', [Contestant('a', config)], [0])
+    with FileLock(tmp_path / '.lock'):
+        with pytest.raises(ValueError, match='another run is at work'):
+            run_grid(grid, tmp_path, workers=1, train=pretend)
+        assert attempts(tmp_path / 'a_seed0') == []
+    assert run_grid(grid, tmp_path, workers=1, train=pretend) == []

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from filelock import FileLock, Timeout
 from joblib import cpu_count
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -267,11 +268,26 @@ def run_grid(
 
     Returns:
         list[str]: Keys of the cells that failed or need one that did.
+
+    Raises:
+        ValueError: If ``workers`` is not positive, a key is misspelt, or
+            another run is at work in ``out_dir``.
     """
     if workers is not None and workers < 1:
         raise ValueError(f'no cell can run with {workers} workers')
     workers = workers or min(4, cpu_count())
-    waiting = _unfinished(plan_jobs(grid, Path(out_dir).resolve()))
+    jobs = plan_jobs(grid, Path(out_dir).resolve())
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(Path(out_dir) / '.lock', timeout=0):
+            return _run_jobs(jobs, workers, train)
+    except Timeout as error:
+        raise ValueError(f'another run is at work in {out_dir}') from error
+
+
+def _run_jobs(jobs: list[Job], workers: int, train: Callable) -> list[str]:
+    """Runs what is unfinished; see :func:`run_grid`."""
+    waiting = _unfinished(jobs)
     progress, context = _Progress(waiting), _process_context()
     running: dict[Job, tuple[Any, Any]] = {}
     failed: list[Job] = []
