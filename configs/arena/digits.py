@@ -1,7 +1,6 @@
 """A small DeiT teaches a small PlainMamba on 259 of scikit-learn's digits.
 
-Nothing to download; a run takes ten seconds on one core. Every method at
-three learning rates::
+Nothing to download. Every method at three learning rates::
 
     python tools/arena.py run configs/arena/digits.py \
         --work-dir work_dirs/arena_digits

@@ -1,6 +1,6 @@
 """A small PlainMamba on 500 images of each of the ten classes, 6 epochs.
 
-Run (about a minute on one core)::
+Run::
 
     python tools/train.py configs/arena/cifar10/student_pmamba.py
 """

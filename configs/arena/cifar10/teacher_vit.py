@@ -1,6 +1,6 @@
 """The teacher: a small ViT on 45,000 training images of CIFAR-10.
 
-Run (a quarter of an hour on one core)::
+Run::
 
     python tools/train.py configs/arena/cifar10/teacher_vit.py
 """

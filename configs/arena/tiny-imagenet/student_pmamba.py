@@ -1,6 +1,6 @@
 """A PlainMamba on 25 images of each of the 200 classes, 3 epochs.
 
-Run (about six minutes on one core)::
+Run::
 
     python tools/train.py configs/arena/tiny-imagenet/student_pmamba.py
 """

@@ -8,7 +8,7 @@ rows of these 200 classes, is made by::
         data/weights/vit-tiny_96_tiny-imagenet.pth --img-size 96 \
         --classes data/tiny_imagenet/train
 
-Run (a quarter of an hour on one core)::
+Run::
 
     python tools/train.py configs/arena/tiny-imagenet/teacher_vit-tiny.py
 """

@@ -72,6 +72,13 @@ def attention_by_direction(
     Returns:
         Tensor: (B, K, L, C).
     """
+    with torch.autocast(qkv.device.type, enabled=False):
+        return _split_attention(qkv, heads, weight, shares)
+
+
+def _split_attention(
+    qkv: Tensor, heads: int, weight: Tensor, shares: Tensor
+) -> Tensor:
     query, key, value = (
         x.unflatten(-1, (heads, -1)).transpose(1, 2)
         for x in qkv.float().chunk(3, dim=-1)

@@ -1,8 +1,8 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Hidden states of paired layers (MOHAWK's second stage, arXiv 2408.10189).
 
-Where the widths agree there is no map in between: one learned per layer
-absorbs what the student should learn, and gains nothing.
+Where the widths agree there is no map in between: one learned per layer could
+learn what the student should.
 """
 
 from typing import Any
