@@ -5,6 +5,8 @@ Expects ``data/tiny_imagenet/train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``.
 class by ``train_dataloader.dataset.seed``.
 """
 
+_base_ = './cifar10_24.py'
+
 data_preprocessor = dict(
     num_classes=200, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True
 )
@@ -30,34 +32,16 @@ test_pipeline = [
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(
-    batch_size=50,
-    num_workers=0,
-    persistent_workers=False,
     dataset=dict(
-        type='transmamba.FractionDataset',
-        fraction=1.0,
-        seed=0,
-        dataset=dict(
-            type='CustomDataset',
-            data_root='data/tiny_imagenet',
-            data_prefix='train',
-            pipeline=train_pipeline,
-        ),
-    ),
-    sampler=dict(type='DefaultSampler', shuffle=True),
+        dataset=dict(data_root='data/tiny_imagenet', pipeline=train_pipeline)
+    )
 )
 val_dataloader = dict(
     batch_size=100,
-    num_workers=0,
-    persistent_workers=False,
     dataset=dict(
-        type='CustomDataset',
         data_root='data/tiny_imagenet',
         data_prefix='val',
         pipeline=test_pipeline,
     ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
 )
-val_evaluator = dict(type='Accuracy', topk=(1,))
 test_dataloader = val_dataloader
-test_evaluator = val_evaluator
