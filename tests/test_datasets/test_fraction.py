@@ -136,9 +136,11 @@ def test_fraction_one_changes_nothing(folder):
     assert not lazy._fully_initialized
 
 
-@pytest.mark.parametrize('fraction', [0, -0.5, 1.01, float('nan')])
+@pytest.mark.parametrize(
+    'fraction', [0, -0.5, 1.01, float('nan'), None, '1', True]
+)
 def test_out_of_range(folder, fraction):
-    with pytest.raises(ValueError, match=r'fraction must lie in \(0, 1\]'):
+    with pytest.raises(ValueError, match='fraction must '):
         build(pictures(folder), fraction=fraction)
 
 

@@ -401,7 +401,13 @@ def test_misaligned_channels_are_explained():
     [
         (dict(tau=0), 'tau must be positive'),
         (dict(weighting='sotfmax'), 'weighting must be one of'),
+        (dict(tau=float('nan')), 'tau must be a number, got nan'),
+        (dict(tau=True), 'tau must be a number, got True'),
+        (dict(loss_weight=-1), 'loss_weight must be at least 0'),
+        (dict(loss_weight=float('nan')), 'loss_weight must be a number'),
         (dict(teacher_layers='first'), "'last', 'uniform' or a list"),
+        (dict(teacher_layers=None), "'last', 'uniform' or a list"),
+        (dict(teacher_layers=[0, 1.5]), "'last', 'uniform' or a list"),
     ],
 )
 def test_unknown_options(kwargs, message):

@@ -126,17 +126,44 @@ def test_a_loss_of_ones_own_may_share_alpha_and_be_logged(make):
     )
 
 
-def test_a_loss_that_reads_nothing_does_not_count(make):
-    distiller = only_kl()
+def one_more_loss(distiller):
     distiller['distill_losses']['loss_other'] = dict(type='mmrazor.L2Loss')
-    losses = make(distiller=distiller)(*tiny_batch(), mode='loss')
-    assert set(losses) == {'student.loss', 'distill.loss_kl'}
 
 
-def test_alpha_out_of_range(make):
-    for alpha in (-0.1, 1.1):
-        with pytest.raises(ValueError, match='alpha must lie in'):
-            make(alpha=alpha)
+def without_losses(distiller):
+    del distiller['distill_losses'], distiller['loss_forward_mappings']
+
+
+def loss_of_another_name(distiller):
+    for part in ('distill_losses', 'loss_forward_mappings'):
+        distiller[part]['kl'] = distiller[part].pop('loss_kl')
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (one_more_loss, "do not say what .'loss_other'. of distill_losses"),
+        (without_losses, 'the distiller has no loss'),
+        (loss_of_another_name, r"has \"loss\" in its name: rename .'kl'"),
+    ],
+)
+def test_losses_that_would_not_count(make, change, message):
+    distiller = only_kl()
+    change(distiller)
+    with pytest.raises(ValueError, match=message):
+        make(distiller=distiller)
+
+
+@pytest.mark.parametrize('alpha', [-0.1, 1.1, True, float('nan'), '0.5', None])
+def test_alpha_out_of_range(make, alpha):
+    with pytest.raises(ValueError, match='alpha must '):
+        make(alpha=alpha)
+
+
+@pytest.mark.parametrize('value', [False, None, 1])
+def test_a_student_that_does_not_train(make, value):
+    with pytest.raises(ValueError, match='student_trainable'):
+        make(student_trainable=value)
 
 
 def test_stopped_distillation(make, tmp_path):

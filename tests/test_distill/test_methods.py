@@ -784,10 +784,18 @@ def test_of_several_students_and_teachers_the_named_ones_are_read():
 @pytest.mark.parametrize(
     'name', ['LogitsKD', 'StandardisedLogitsKD', 'ReleasedTransMamba']
 )
-@pytest.mark.parametrize('tau', [0, -1.0])
+@pytest.mark.parametrize('tau', [0, -1.0, float('nan'), True, '2'])
 def test_a_temperature_is_positive(name, tau):
-    with pytest.raises(ValueError, match='tau must be positive'):
+    with pytest.raises(ValueError, match='tau must be '):
         distilled(plain_mamba(), vit(), method(name, tau=tau))
+
+
+@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('weight', [-1, float('nan'), float('inf'), None])
+def test_a_weight_is_a_number(name, weight):
+    options = {**METHODS[name], 'loss_weight': weight}
+    with pytest.raises(ValueError, match='loss_weight must be '):
+        distilled(plain_mamba(), vit(), options)
 
 
 @pytest.mark.parametrize('name', ['HardLabel', 'StandardisedLogitsKD'])

@@ -5,6 +5,7 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
+from transmamba_mm.checks import check_int, check_number
 from transmamba_mm.registry import DATASETS
 
 
@@ -56,8 +57,9 @@ def fraction_dataset(
     Raises:
         ValueError: If ``fraction`` is out of range.
     """
-    if not 0 < fraction <= 1:
+    if not 0 < check_number('fraction', fraction) <= 1:
         raise ValueError(f'fraction must lie in (0, 1], got {fraction}')
+    check_int('seed', seed, minimum=0)
     built = DATASETS.build(dataset)
     if fraction == 1:
         return built

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from transmamba_mm.checkpoints import read_state_dict
 from transmamba_mm.checkpoints.load import read_classifier_state
+from transmamba_mm.checks import check_bool, check_number
 from transmamba_mm.contract import (
     GridStudent,
     MambaStudent,
@@ -87,7 +88,7 @@ class TransMambaDistill(SingleTeacherDistill):
         data_preprocessor: Union[dict, nn.Module, None] = None,
         **kwargs,
     ) -> None:
-        if not 0 <= alpha <= 1:
+        if not 0 <= check_number('alpha', alpha) <= 1:
             raise ValueError(f'alpha must lie in [0, 1], got {alpha}')
         kind = distiller.get('type') if isinstance(distiller, dict) else None
         if kind == 'mmrazor.ConfigurableDistiller' and {
@@ -103,6 +104,13 @@ class TransMambaDistill(SingleTeacherDistill):
             raise ValueError(
                 'TransMambaDistill keeps its teacher frozen; use '
                 'mmrazor.SingleTeacherDistill to train the teacher as well'
+            )
+        if not check_bool(
+            'student_trainable', kwargs.pop('student_trainable', True)
+        ):
+            raise ValueError(
+                'student_trainable=False leaves nothing to distil into: '
+                'leave it out'
             )
         if isinstance(data_preprocessor, dict) and isinstance(
             architecture, dict
@@ -132,6 +140,7 @@ class TransMambaDistill(SingleTeacherDistill):
         if isinstance(self.distiller, MethodDistiller):
             self.schedule = self.distiller.schedule
             self._by_method = self.distiller.in_alpha
+        self._check_losses()
         self._check_phases()
         self._register_load_state_dict_pre_hook(self._accept_student)
 
@@ -240,8 +249,7 @@ class TransMambaDistill(SingleTeacherDistill):
         if phase.task_loss or reads_student(distiller, active):
             distiller.set_deliveries_override(True)
             recorders = recording(distiller, active, student=True)
-            trains = self.student_trainable and torch.is_grad_enabled()
-            with recorders, deliveries, torch.set_grad_enabled(trains):
+            with recorders, deliveries:
                 task = self.student(batch_inputs, data_samples, mode='loss')
         with restricted(distiller, active):
             found = distiller.compute_distill_losses()
@@ -339,6 +347,27 @@ class TransMambaDistill(SingleTeacherDistill):
             if isinstance(module, MambaStudent):
                 roles.update(Student(self.student, name).roles())
         return roles
+
+    def _check_losses(self) -> None:
+        """Complains where nothing is distilled, or less than is written."""
+        losses = set(self.distiller.distill_losses)
+        idle = losses - set(self._mappings)
+        nameless = [name for name in losses if 'loss' not in name]
+        if not losses:
+            problem = 'the distiller has no loss: give it methods=[...]'
+        elif idle:
+            problem = (
+                f'loss_forward_mappings do not say what {sorted(idle)} of '
+                f'distill_losses read'
+            )
+        elif nameless:
+            problem = (
+                f'MMEngine trains on what has "loss" in its name: rename '
+                f'{sorted(nameless)} of distill_losses'
+            )
+        else:
+            return
+        raise ValueError(problem)
 
     def _check_phases(self) -> None:
         for phase in self.schedule.phases:

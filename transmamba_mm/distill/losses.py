@@ -8,6 +8,7 @@ import torch
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
+from transmamba_mm.checks import check_number
 from transmamba_mm.contract import Pair, PairAware, TokenRecord
 from transmamba_mm.contract.layer_map import LayerMap, resolve_layer_map
 from transmamba_mm.registry import MODELS
@@ -15,6 +16,9 @@ from transmamba_mm.registry import MODELS
 
 class DistillLoss(nn.Module):
     """A loss that algorithms and monitors know more of than its value.
+
+    Args:
+        loss_weight (float): Factor of the loss, at least 0. Defaults to 1.
 
     Attributes:
         alpha_weighted (bool): Whether
@@ -24,6 +28,10 @@ class DistillLoss(nn.Module):
     """
 
     alpha_weighted = False
+
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.loss_weight = check_number('loss_weight', loss_weight, 0)
 
     def statistics(self) -> dict[str, Tensor]:
         """Scalars of the last call for the log."""
@@ -96,9 +104,8 @@ class LayerPairLoss(DistillLoss, PairAware):
         student_backbone: Optional[str] = None,
         teacher_backbone: Optional[str] = None,
     ) -> None:
-        super().__init__()
+        super().__init__(loss_weight)
         self.layer_map = layer_map
-        self.loss_weight = loss_weight
         self.student_backbone = student_backbone
         self.teacher_backbone = teacher_backbone
         self.pairs: dict[int, int] = {}

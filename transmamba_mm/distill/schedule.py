@@ -13,6 +13,8 @@ from typing import Optional, Union
 from mmrazor.models.distillers import ConfigurableDistiller
 from torch import Tensor
 
+from transmamba_mm.checks import check_bool, check_number, check_positive
+
 _DECAYS = ('none', 'linear', 'cosine')
 # Of times that are given in decimals.
 _ROUNDING = 1e-9
@@ -40,6 +42,8 @@ class Span:
     decay: str = 'none'
 
     def __post_init__(self) -> None:
+        for name in ('begin', 'end', 'warmup'):
+            check_number(name, getattr(self, name))
         if not 0 <= self.begin < self.end <= 1:
             raise ValueError(
                 f'begin and end are shares of the training with 0 <= begin < '
@@ -106,10 +110,9 @@ class Phase:
     lr_mult: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.lr_mult <= 0:
-            raise ValueError(
-                f'lr_mult of a phase must be positive, got {self.lr_mult}'
-            )
+        check_number('end of a phase', self.end)
+        check_bool('task_loss of a phase', self.task_loss)
+        check_positive('lr_mult of a phase', self.lr_mult)
 
 
 @dataclass

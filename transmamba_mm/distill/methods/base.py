@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Optional
 
+from transmamba_mm.checks import check_bool
+
 from ..schedule import Span
 
 
@@ -25,16 +27,6 @@ class Reading:
     from_student: bool
     connector: Optional[dict] = None
     connector_name: Optional[str] = None
-
-
-def check_temperature(tau: float) -> None:
-    """Complains of a temperature that is none.
-
-    Raises:
-        ValueError: If ``tau`` is not positive.
-    """
-    if tau <= 0:
-        raise ValueError(f'tau must be positive, got {tau}')
 
 
 class DistillMethod(ABC):
@@ -84,7 +76,9 @@ class DistillMethod(ABC):
                 f'{", ".join(sorted(unknown))}'
             )
         self.name = name or self.NAME
-        self.in_alpha = self.IN_ALPHA if in_alpha is None else in_alpha
+        if in_alpha is None:
+            in_alpha = self.IN_ALPHA
+        self.in_alpha = check_bool('in_alpha', in_alpha)
         self.student_backbone = student_backbone
         self.teacher_backbone = teacher_backbone
         self.span = Span(**span)

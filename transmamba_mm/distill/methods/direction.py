@@ -14,6 +14,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from transmamba_mm.checks import check_positive
 from transmamba_mm.contract import GridStudent, Pair, Teacher, TokenRecord
 from transmamba_mm.contract.layer_map import LayerMap
 from transmamba_mm.contract.sites import QKV, STREAMS
@@ -110,9 +111,7 @@ class DirectionalMixerLoss(LayerPairLoss):
 
     def __init__(self, tau: Optional[float] = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if tau is not None and tau <= 0:
-            raise ValueError(f'tau must be positive, got {tau}')
-        self.tau = tau
+        self.tau = tau if tau is None else check_positive('tau', tau)
         self._pair: Optional[tuple[GridStudent, Teacher]] = None
         self._shares: dict[Grid, Tensor] = {}
 

@@ -21,10 +21,6 @@ class HardLabelLoss(DistillLoss):
         loss_weight (float): Factor of the loss. Defaults to 1.
     """
 
-    def __init__(self, loss_weight: float = 1.0) -> None:
-        super().__init__()
-        self.loss_weight = loss_weight
-
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Computes the loss of class scores (B, K)."""
         check_same_classes(student, teacher)

@@ -24,10 +24,6 @@ class HintLoss(DistillLoss):
         loss_weight (float): Factor of the loss. Defaults to 1.
     """
 
-    def __init__(self, loss_weight: float = 1.0) -> None:
-        super().__init__()
-        self.loss_weight = loss_weight
-
     def forward(self, student: list[TokenRecord], teacher: list[TokenRecord]):
         """Computes the loss (Tensor, scalar) of the last record of each."""
         target = teacher[-1]

@@ -3,10 +3,11 @@
 
 from typing import Any
 
+from transmamba_mm.checks import check_number, check_positive
 from transmamba_mm.contract.sites import LOGITS
 from transmamba_mm.registry import TASK_UTILS
 
-from .base import DistillMethod, Reading, check_temperature
+from .base import DistillMethod, Reading
 
 
 @TASK_UTILS.register_module()
@@ -25,9 +26,8 @@ class LogitsKD(DistillMethod):
         self, tau: float = 2.0, loss_weight: float = 1.0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        check_temperature(tau)
-        self.tau = tau
-        self.loss_weight = loss_weight
+        self.tau = check_positive('tau', tau)
+        self.loss_weight = check_number('loss_weight', loss_weight, 0)
 
     def loss(self) -> dict:
         """See :meth:`DistillMethod.loss`."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transmamba_mm.checks import check_int
 from transmamba_mm.contract import TokenRecord
 from transmamba_mm.contract.layer_map import LayerMap
 from transmamba_mm.contract.sites import LAYERS
@@ -40,9 +41,7 @@ class TokenRelationLoss(LayerPairLoss):
 
     def __init__(self, stages: int = 4, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if stages < 1:
-            raise ValueError(f'stages must be at least 1, got {stages}')
-        self.stages = stages
+        self.stages = check_int('stages', stages)
 
     def forward(
         self, student: list[TokenRecord], teacher: list[TokenRecord]

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transmamba_mm.checks import check_number, check_positive
 from transmamba_mm.contract import TokenRecord
 from transmamba_mm.contract.sites import LAYERS, TOKENS
 from transmamba_mm.registry import MODELS, TASK_UTILS
 
 from ..losses import DistillLoss
-from .base import DistillMethod, Reading, check_temperature
+from .base import DistillMethod, Reading
 
 
 @MODELS.register_module()
@@ -40,10 +41,9 @@ class ReleasedLoss(DistillLoss):
         final_weight: float = 120.0,
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.tau = tau
-        self.final_weight = final_weight
-        self.loss_weight = loss_weight
+        super().__init__(loss_weight)
+        self.tau = check_positive('tau', tau)
+        self.final_weight = check_number('final_weight', final_weight, 0)
 
     def forward(
         self,
@@ -107,7 +107,6 @@ class ReleasedTransMamba(DistillMethod):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_temperature(tau)
         self._loss = dict(
             type='transmamba.ReleasedLoss',
             tau=tau,

@@ -10,11 +10,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from transmamba_mm.checks import check_positive
 from transmamba_mm.contract.sites import LOGITS
 from transmamba_mm.registry import MODELS, TASK_UTILS
 
 from ..losses import DistillLoss, check_same_classes
-from .base import DistillMethod, Reading, check_temperature
+from .base import DistillMethod, Reading
 
 
 def _standardised(logits: Tensor) -> Tensor:
@@ -34,9 +35,8 @@ class StandardisedKLDivergence(DistillLoss):
     """
 
     def __init__(self, tau: float = 2.0, loss_weight: float = 1.0) -> None:
-        super().__init__()
-        self.tau = tau
-        self.loss_weight = loss_weight
+        super().__init__(loss_weight)
+        self.tau = check_positive('tau', tau)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Computes the loss of class scores (B, K)."""
@@ -66,7 +66,6 @@ class StandardisedLogitsKD(DistillMethod):
         self, tau: float = 2.0, loss_weight: float = 1.0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        check_temperature(tau)
         self.tau = tau
         self.loss_weight = loss_weight
 

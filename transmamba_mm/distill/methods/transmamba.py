@@ -10,6 +10,7 @@ from mmengine.dist import all_reduce
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from transmamba_mm.checks import check_positive, is_int, is_sequence
 from transmamba_mm.contract import TapRecord
 from transmamba_mm.ops import reorder
 from transmamba_mm.registry import MODELS, TASK_UTILS
@@ -71,26 +72,23 @@ class AdaptiveBidirectionalDistill(DistillLoss):
         teacher_layers: Union[str, Sequence[int]] = 'last',
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
-        if tau <= 0:
-            raise ValueError(f'tau must be positive, got {tau}')
+        super().__init__(loss_weight)
+        check_positive('tau', tau)
         if weighting not in self.WEIGHTINGS:
             raise ValueError(
                 f'weighting must be one of {", ".join(self.WEIGHTINGS)}, got '
                 f'{weighting!r}'
             )
-        if isinstance(teacher_layers, str) and teacher_layers not in (
-            'last',
-            'uniform',
+        if teacher_layers not in ('last', 'uniform') and not (
+            is_sequence(teacher_layers) and all(map(is_int, teacher_layers))
         ):
             raise ValueError(
-                f"teacher_layers must be 'last', 'uniform' or a list, got "
-                f'{teacher_layers!r}'
+                f"teacher_layers must be 'last', 'uniform' or a list of "
+                f'integers, got {teacher_layers!r}'
             )
         self.tau = tau
         self.weighting = weighting
         self.teacher_layers = teacher_layers
-        self.loss_weight = loss_weight
         self.similarities: dict[str, Tensor] = {}
         self.weights: dict[str, Tensor] = {}
 

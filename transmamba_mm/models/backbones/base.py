@@ -30,6 +30,7 @@ from transmamba_mm.checkpoints.load import (
     filter_classifier_state,
     load_backbone,
 )
+from transmamba_mm.checks import check_int, check_number, is_int
 from transmamba_mm.contract import GridStudent
 from transmamba_mm.contract.class_tokens import (
     join_class_tokens,
@@ -40,8 +41,6 @@ from transmamba_mm.contract.taps import (
     active_taps,
     recomputation_contexts,
 )
-
-from ..checks import check_int, check_number, is_int
 
 #: The start that Transformers have from timm, as an ``init_cfg``.
 TRUNC_NORMAL_INIT = [

@@ -15,10 +15,10 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
+from transmamba_mm.checks import check_number
 from transmamba_mm.contract.class_tokens import join_class_tokens
 from transmamba_mm.contract.taps import Grid
 
-from ..checks import check_number
 from ..layers import FFN, BidirectionalMixer
 from ..layers.norm import build_token_norm
 from ..layers.precision import widened

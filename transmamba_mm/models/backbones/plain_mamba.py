@@ -22,10 +22,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from transmamba_mm.checkpoints.formats import PLAIN_MAMBA
-from transmamba_mm.contract.scan_orders import fix_size
-from transmamba_mm.registry import MODELS
-
-from ..checks import (
+from transmamba_mm.checks import (
     check_directions,
     check_images,
     check_int,
@@ -33,6 +30,9 @@ from ..checks import (
     check_number,
     check_pair,
 )
+from transmamba_mm.contract.scan_orders import fix_size
+from transmamba_mm.registry import MODELS
+
 from ..layers import FFN, ConvPatchEmbed, PlainMambaMixer
 from ..layers.norm import build_token_norm
 from .base import TRUNC_NORMAL_INIT, MambaBackbone

@@ -21,16 +21,16 @@ from mmengine.model import ModuleDict, ModuleList
 from torch import Tensor, nn
 
 from transmamba_mm.checkpoints.formats import VMAMBA
-from transmamba_mm.contract.scan_orders import fix_size
-from transmamba_mm.registry import MODELS
-
-from ..checks import (
+from transmamba_mm.checks import (
     check_directions,
     check_int,
     check_ints,
     check_number,
     is_sequence,
 )
+from transmamba_mm.contract.scan_orders import fix_size
+from transmamba_mm.registry import MODELS
+
 from ..layers.vmamba_blocks import (
     NoDownsample,
     VMambaBlock,

@@ -11,6 +11,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from transmamba_mm.checks import check_int
 from transmamba_mm.contract.taps import Grid
 from transmamba_mm.ops import (
     causal_conv1d_silu,
@@ -19,7 +20,6 @@ from transmamba_mm.ops import (
     selective_scan,
 )
 
-from ..checks import check_int
 from .directional_mixer import DirectionalMixer
 from .linear import Linear
 from .precision import widened

@@ -15,12 +15,12 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from transmamba_mm.checks import check_directions, check_int, check_width
 from transmamba_mm.contract.scan_orders import scan_order
 from transmamba_mm.contract.taps import DirectionTaps, Grid
 from transmamba_mm.ops import linear
 from transmamba_mm.ops.caching import cached_tensors
 
-from ..checks import check_directions, check_int, check_width
 from .linear import Linear
 
 

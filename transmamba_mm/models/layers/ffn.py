@@ -3,7 +3,8 @@
 
 from mmcv.cnn.bricks.transformer import FFN as _FFN
 
-from ..checks import check_width
+from transmamba_mm.checks import check_width
+
 from .linear import Linear
 
 

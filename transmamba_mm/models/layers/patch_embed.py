@@ -10,7 +10,7 @@ from mmengine.model import BaseModule
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from ..checks import check_images, check_int, check_pair
+from transmamba_mm.checks import check_images, check_int, check_pair
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int, **kwargs) -> list:

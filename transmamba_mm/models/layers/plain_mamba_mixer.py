@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transmamba_mm.checks import check_int
 from transmamba_mm.contract.scan_orders import scan_order
 from transmamba_mm.contract.taps import Grid
 from transmamba_mm.ops import multi_scan
 from transmamba_mm.ops.caching import cached_tensors
 
-from ..checks import check_int
 from .directional_mixer import DirectionalMixer
 from .linear import Linear
 from .precision import widened

@@ -18,9 +18,14 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from transmamba_mm.checks import (
+    check_images,
+    check_int,
+    check_pair,
+    check_width,
+)
 from transmamba_mm.contract.taps import Grid
 
-from ..checks import check_images, check_int, check_pair, check_width
 from .cross_scan_mixer import CrossScanMixer
 from .linear import Linear
 

@@ -96,14 +96,17 @@ def check_pair(name: str, value: Any) -> tuple[int, int]:
 
 
 def check_number(
-    name: str, value: Any, minimum: float, maximum: float = math.inf
+    name: str,
+    value: Any,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
 ) -> float:
     """Checks a finite number.
 
     Args:
         name (str): Name of the setting.
         value (Any): Its value.
-        minimum (float): The least that it may be.
+        minimum (float): The least that it may be. Defaults to no limit.
         maximum (float): The most that it may be. Defaults to no limit.
 
     Returns:
@@ -114,6 +117,35 @@ def check_number(
     if maximum < math.inf:
         limits = f'in {minimum}..{maximum}'
     _require(minimum <= value <= maximum, name, limits, value)
+    return value
+
+
+def check_positive(name: str, value: Any) -> float:
+    """Checks a finite number above 0.
+
+    Args:
+        name (str): Name of the setting.
+        value (Any): Its value.
+
+    Returns:
+        float: The value, as it is.
+    """
+    _require(_is_number(value), name, 'a number', value)
+    _require(value > 0, name, 'positive', value)
+    return value
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """Checks a switch.
+
+    Args:
+        name (str): Name of the setting.
+        value (Any): Its value.
+
+    Returns:
+        bool: The value.
+    """
+    _require(isinstance(value, bool), name, 'True or False', value)
     return value
 
 
