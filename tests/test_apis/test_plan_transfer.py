@@ -7,10 +7,11 @@ import pytest
 from helpers import CONFIGS, save_teacher
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 
 from transmamba_mm.apis import plan_transfer
 from transmamba_mm.registry import MODELS
-from transmamba_mm.transfer import TransferError
+from transmamba_mm.transfer import SubcloneInitializer, TransferError
 
 QUICKSTART = CONFIGS / 'quickstart' / 'transmamba_deit_pmamba_digits.py'
 ONLY = CONFIGS / 'quickstart' / 'pmamba_subclone-only_digits.py'
@@ -55,6 +56,29 @@ def test_plan_with_and_without_a_distiller_agree(teacher_ckpt, tmp_path):
     rules = {t['name']: t['rule'] for t in loaded['tensors']}
     assert rules['backbone.layers.0.mamba.in_proj.weight'] == 'fresh'
     assert rules['backbone.layers.0.mamba.out_proj.weight'] == 'copy'
+
+
+def test_a_teacher_is_fine_tuned_for_the_plan_as_for_a_run(
+    teacher_ckpt, tmp_path
+):
+    """The same channels, without training."""
+    cfg = config(
+        QUICKSTART,
+        **{
+            'model.teacher_ckpt': teacher_ckpt,
+            'model.architecture.backbone.arch.embed_dims': 32,
+            'model.architecture.head.in_channels': 32,
+        },
+    )
+    cfg.custom_hooks[0].fine_tune = dict(num_iters=2, share=0.05)
+    plan = plan_transfer(cfg)
+    assert plan.selections['residual'].startswith('32 of 64 [')
+    cfg.work_dir = str(tmp_path)
+    runner = Runner.from_cfg(cfg)
+    runner._train_loop = runner.build_train_loop(cfg.train_cfg)
+    (hook,) = (h for h in runner.hooks if isinstance(h, SubcloneInitializer))
+    hook.before_run(runner)
+    assert hook.plan.to_dict() == plan.to_dict()
 
 
 def test_shapes_only_needs_no_checkpoint():

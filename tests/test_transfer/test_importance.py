@@ -10,10 +10,10 @@ from transmamba_mm.contract import read_teacher
 from transmamba_mm.transfer import Subcloner, TransferError
 from transmamba_mm.transfer.importance import (
     CRITERIA,
-    collect_activations,
     score_channels,
     select,
 )
+from transmamba_mm.transfer.measure import collect_activations
 
 KEPT = [0, 2, 3, 7, 8, 9, 11, 12, 13, 15]  # ten of sixteen
 HIDDEN = [[1, 4, 5, 6, 10, 20, 21, 22, 29, 31, 3, 0], list(range(20, 32))]

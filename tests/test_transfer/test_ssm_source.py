@@ -7,6 +7,7 @@ from helpers import build, pmamba_cfg, snapshot, vit_cfg
 
 from transmamba_mm.contract import read_teacher
 from transmamba_mm.transfer import Subcloner, TransferError
+from transmamba_mm.transfer.measure import collect_mixer_inputs
 from transmamba_mm.transfer.ssm import build_ssm_source
 
 # Solving a 16x16 system in double precision, stored in float32.
@@ -266,3 +267,160 @@ def test_a_student_without_such_roles_is_told(monkeypatch):
             importance='magnitude',
             ssm=build_ssm_source('attention'),
         ).plan()
+
+
+# ------------------------------------------- attention without importance
+
+
+def test_attention_needs_no_reference_where_nothing_is_dropped():
+    """The states are then the channels with the largest ``|k| |q|``."""
+    teacher, student = build(vit_cfg(), 1), build(pmamba_cfg(), 2)
+    source = build_ssm_source('attention')
+    never = dict(changes=lambda: pytest.fail('nothing is to be measured'))
+    importance = dict(importance='least_changed', **never)
+    _, _, plan = subclone(student, teacher, source, **importance)
+    query, key, value, _ = attention(teacher)
+    size = query.norm(dim=1) * key.norm(dim=1)
+    states = sorted(size.argsort(descending=True)[:4].tolist())
+    _, _, (_, B, C) = mixer_parts(student)
+    torch.testing.assert_close(B @ value, key[states], **SOLVED)
+    torch.testing.assert_close(C @ value, query[states], **SOLVED)
+    assert plan.settings['importance'] == 'not needed'
+    narrow = build(pmamba_cfg(dims=10, ffn_ratio=1.2), 2)
+    with pytest.raises(TransferError, match='give reference_ckpt'):
+        subclone(narrow, teacher, source, importance='least_changed')
+
+
+@pytest.mark.parametrize(('dims', 'bias'), [(16, True), (10, False)])
+def test_centred_keys_are_zero_on_average(dims, bias):
+    """Of what ``in_proj`` makes of the tokens that attention reads."""
+    teacher = build(vit_cfg(), 1)
+    student = pmamba_cfg(dims=dims, ffn_ratio=1.2, mixer=dict(bias=bias))
+    student, plain = build(student, 2), build(student, 2)
+    images = [torch.randn(4, 3, 16, 16)]
+    means = collect_mixer_inputs(teacher, images)
+    source = build_ssm_source('attention', mean_inputs=lambda: means)
+    _, _, plan = subclone(student, teacher, source)
+    subclone(plain, teacher, build_ssm_source('attention'))
+    assert plan.settings['ssm'] == 'attention, keys centred'
+    seen = []
+    norm = teacher.backbone.layers[1].ln1
+    handle = norm.register_forward_hook(lambda m, a, out: seen.append(out))
+    with torch.no_grad():
+        teacher(images[0])
+    handle.remove()
+    tokens = seen[0][:, 1:, :dims]  # importance='first' keeps the first
+    mixer = student.backbone.layers[1].mamba
+    x = mixer.in_proj(tokens).chunk(2, -1)[0]
+    (_, B, C), (_, usual, same) = (
+        model.backbone.layers[1].mamba.x_proj.weight.split([1, 4, 4])
+        for model in (student, plain)
+    )
+    assert C.equal(same)
+    mean = (x @ B.T).mean((0, 1))
+    assert mean.abs().max() < 1e-4
+    assert (x @ usual.T).mean((0, 1)).abs().max() > 1e-2
+    # Across the mean, keys are as they were.
+    axis = x.mean((0, 1))
+    across = torch.randn(16 if dims == 16 else 10, dims)
+    across = across - (across @ axis).outer(axis) / axis.dot(axis)
+    torch.testing.assert_close(across @ B.T, across @ usual.T, **SOLVED)
+
+
+def test_centred_keys_are_of_attention_alone():
+    for ssm_from in (None, 'mamba.pth'):
+        with pytest.raises(TransferError, match="ssm_from='attention'"):
+            build_ssm_source(ssm_from, {}, mean_inputs=list)
+
+
+# ------------------------------------------------------- a plain Mamba-1
+
+
+def mamba(depth=3, dims=16, d_state=4, d_conv=4, prefix='backbone.'):
+    """Weights of a Mamba-1 with ``expand=1``, as ``mamba_ssm`` names them."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        'in_proj.weight': (2 * dims, dims),
+        'in_proj.bias': (2 * dims,),
+        'conv1d.weight': (dims, 1, d_conv),
+        'conv1d.bias': (dims,),
+        'x_proj.weight': (1 + 2 * d_state, dims),
+        'dt_proj.weight': (dims, 1),
+        'dt_proj.bias': (dims,),
+        'A_log': (dims, d_state),
+        'D': (dims,),
+        'out_proj.weight': (dims, dims),
+    }
+    state = {
+        f'{prefix}layers.{i}.mixer.{name}': torch.randn(
+            shape, generator=generator
+        )
+        for i in range(depth)
+        for name, shape in shapes.items()
+    }
+    return {**state, f'{prefix}embedding.weight': torch.zeros(5, dims)}
+
+
+def vim_cfg(**mixer):
+    return dict(
+        type='transmamba.VisionMamba',
+        arch=dict(embed_dims=16, num_layers=2),
+        img_size=16,
+        patch_size=4,
+        mixer_cfg=dict(dict(d_state=4, expand=1), **mixer),
+    )
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+def test_both_directions_of_vim_take_a_plain_mamba(prefix):
+    teacher, student = build(vit_cfg(), 1), build(vim_cfg(), 2)
+    state = mamba(prefix=prefix)
+    entries, _, plan = subclone(
+        student, teacher, build_ssm_source('path', state)
+    )
+    for ours, theirs in enumerate([0, 2]):  # spread over three layers
+        mixer = student.layers[ours].mixer
+        source = f'{prefix}layers.{theirs}.mixer.'
+        for name, value in mixer.named_parameters():
+            if name.startswith('out_proj'):
+                continue  # the attention's
+            stem = name.replace('_b.', '.').replace('A_b_', 'A_')
+            stem = 'D' if stem == 'D_b' else stem
+            assert value.equal(state[source + stem]), name
+            entry = entries[f'layers.{ours}.mixer.{name}']
+            assert (entry.rule, entry.source) == ('ssm', source + stem)
+    assert student.layers[1].mixer.out_proj.weight.equal(
+        teacher.backbone.layers[1].attn.proj.weight
+    )
+    assert plan.settings['ssm'] == 'pretrained Mamba'
+
+
+def test_a_grid_student_takes_what_fits_of_a_plain_mamba():
+    """All but the convolution, which is of another kind."""
+    teacher, student = build(vit_cfg(), 1), build(pmamba_cfg(), 2)
+    state = mamba()
+    entries, before, _ = subclone(
+        student, teacher, build_ssm_source('path', state)
+    )
+    mixer, prefix = (
+        student.backbone.layers[1].mamba,
+        'backbone.layers.1.mamba.',
+    )
+    source = 'backbone.layers.2.mixer.'
+    for name in ('in_proj.weight', 'x_proj.weight', 'dt_proj.bias', 'A_log'):
+        assert mixer.get_parameter(name).equal(state[source + name]), name
+    assert entries[prefix + 'conv2d.weight'].note == (
+        'SSM; the pretrained one is (16, 1, 4)'
+    )
+    for name in ('conv2d.weight', 'direction_Bs'):
+        assert entries[prefix + name].rule == 'fresh'
+        assert mixer.get_parameter(name).equal(before[prefix + name])
+
+
+def test_a_mamba_of_another_width_is_refused_with_both_shapes():
+    teacher, student = build(vit_cfg(), 1), build(vim_cfg(), 2)
+    source = build_ssm_source('path', mamba(dims=24, d_state=8, d_conv=3))
+    with pytest.raises(TransferError) as error:
+        subclone(student, teacher, source)
+    told = 'mixer.A_log is (16, 4), the pretrained one is (24, 8)'
+    assert told in str(error.value)

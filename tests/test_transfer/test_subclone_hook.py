@@ -4,6 +4,7 @@
 import copy
 import json
 import os
+import re
 import socket
 import uuid
 
@@ -20,7 +21,7 @@ from helpers import (
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import PretrainedInit, is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
@@ -359,7 +360,114 @@ def test_activations_are_collected_from_training_data(
     assert found.plan.selections['residual'].startswith('12 of 16 [')
 
 
+# ------------------------------------------- fine-tuned here, no reference
+
+SHORT = dict(num_iters=2, share=0.5)
+
+
+def never(*args, **kwargs):
+    raise AssertionError('the teacher was fine-tuned')
+
+
+@pytest.mark.parametrize('distilled', [True, False])
+def test_the_least_changed_are_found_without_a_reference(
+    tmp_path, ckpt, teacher, distilled
+):
+    def run(name, **kwargs):
+        hook = subcloner(ckpt, fine_tune=SHORT, **kwargs)
+        model = student_cfg(dims=12)
+        if distilled:
+            model = distill_cfg(ckpt, dims=12)
+        else:
+            hook['teacher'] = vit_cfg()
+        _, found, probe = train(tmp_path / name, hook, model=model)
+        return found.plan, probe.start
+
+    plan, start = run('first')
+    assert plan.settings['importance'] == 'least_changed'
+    assert plan.selections['residual'].startswith('12 of 16 [')
+    again, same = run('again')
+    assert again.to_dict() == plan.to_dict()
+    for name, value in start.items():
+        assert value.equal(same[name]), name
+        if name.startswith('teacher.') and 'preprocessor' not in name:
+            assert value.equal(teacher[name.removeprefix('teacher.')]), name
+    other, _ = run('other', seed=5)
+    assert other.selections != plan.selections
+
+
+def test_its_cost_is_told(tmp_path, ckpt, monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        'transmamba_mm.transfer.measure.print_log',
+        lambda line, **kwargs: lines.append(line),
+    )
+    hook = subcloner(fine_tune=SHORT)
+    train(tmp_path, hook, model=distill_cfg(ckpt, dims=12))
+    (line,) = lines
+    assert re.search(r'for 2 steps on 8 images in \d+\.\d s', line)
+
+
+def test_nothing_is_fine_tuned_in_vain(tmp_path, ckpt, monkeypatch):
+    """Nor where no channel is dropped, nor with a reference, nor again."""
+    monkeypatch.setattr('transmamba_mm.transfer.hook.collect_changes', never)
+    saving = dict(checkpoint=dict(type='CheckpointHook', interval=1))
+    train(tmp_path / 'equal', subcloner(), model=distill_cfg(ckpt))
+    model = distill_cfg(ckpt, dims=12)
+    other = save_teacher(tmp_path / 'other.pth', vit_cfg(), seed=8)
+    train(
+        tmp_path / 'run',
+        subcloner(reference_ckpt=other),
+        model=model,
+        default_hooks=saving,
+    )
+    with pytest.raises(AssertionError, match='was fine-tuned'):
+        train(tmp_path / 'fresh', subcloner(), model=model)
+    settings = config(
+        tmp_path / 'run', model=model, hooks=[subcloner()], resume=True
+    )
+    settings['train_cfg']['max_epochs'] = 2
+    runner = Runner(**settings)
+    runner.train()
+    assert runner.epoch == 2
+
+
+def test_what_is_measured_has_the_weights_that_are_copied(tmp_path, ckpt):
+    """Where ``teacher_ckpt`` is not what the distillation's teacher has."""
+    other = save_teacher(tmp_path / 'other.pth', vit_cfg(), seed=8)
+    model = dict(model=student_cfg(dims=12))
+    hook = dict(fine_tune=SHORT, teacher=vit_cfg())
+    _, alone, _ = train(tmp_path / 'a', subcloner(other, **hook), **model)
+    model = distill_cfg(ckpt, dims=12)
+    _, found, probe = train(
+        tmp_path / 'b', subcloner(other, fine_tune=SHORT), model=model
+    )
+    assert found.plan.selections == alone.plan.selections
+    name = 'backbone.layers.0.attn.qkv.weight'
+    assert probe.start[f'teacher.{name}'].equal(torch.load(ckpt)[name])
+
+
 # -------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize('lazy', [False, True])
+def test_two_initialisers_are_refused(tmp_path, ckpt, lazy):
+    pretrained = build(student_cfg(), 4)
+    torch.save(pretrained.state_dict(), tmp_path / 'mamba.pth')
+    model = student_cfg()
+    model['backbone']['init_cfg'] = dict(
+        type=PretrainedInit if lazy else 'Pretrained',
+        checkpoint=str(tmp_path / 'mamba.pth'),
+        prefix='backbone.',
+    )
+    assert_refused(
+        tmp_path,
+        subcloner(ckpt),
+        TransferError,
+        r"backbone has init_cfg=dict\(type='Pretrained'.*give that "
+        'checkpoint to SubcloneInitializer as ssm_from',
+        model=model,
+    )
 
 
 def assert_refused(folder, hook, error, message, **kwargs):
@@ -404,6 +512,11 @@ def test_a_model_without_our_backbone_is_refused(tmp_path, ckpt):
     ('options', 'message'),
     [
         (dict(), 'give reference_ckpt'),
+        (dict(centre_keys=True), 'centre_keys needs the teacher model'),
+        (
+            dict(teacher=vit_cfg(), fine_tune=dict(epochs=1)),
+            r"fine_tune has no \['epochs'\]",
+        ),
         (dict(importance='activation'), 'needs the teacher model'),
         (dict(importance='best'), "unknown importance 'best'"),
         (dict(importance='first', layer_map=[0]), 'each of the 2'),
@@ -434,7 +547,13 @@ def train_rank(rank, port, folder, ckpt):
     torch.set_num_threads(1)
     cfg = Config(dict(launcher='pytorch'))
     prepare_cpu_launch(cfg)
-    hook = subcloner(ckpt, importance='random', seed=rank)
+    hook = subcloner(
+        ckpt,
+        teacher=vit_cfg(),
+        fine_tune=SHORT,
+        conv_init='normal',
+        seed=rank,
+    )
     settings = config(
         folder,
         model=student_cfg(dims=12),
@@ -454,6 +573,7 @@ def train_rank(rank, port, folder, ckpt):
         start=probe.start,
         end=weights(runner.model),
         residual=hook.plan.selections['residual'],
+        conv=next(e.value for e in hook.plan.entries if e.rule == 'init'),
     )
     torch.save(result, f'{folder}/rank{rank}.pth')
 
@@ -469,8 +589,12 @@ def test_all_ranks_start_and_stay_equal(tmp_path, ckpt, teacher):
     first, second = (
         torch.load(tmp_path / f'rank{rank}.pth') for rank in range(PROCESSES)
     )
-    # They would differ if each rank kept what it had chosen.
-    assert first['residual'] != second['residual']
+    # Each seed finds channels of its own, but all take the first rank's.
+    assert first['residual'] == second['residual']
+    # These would differ if each rank kept what it had drawn.
+    conv = 'backbone.layers.0.mamba.conv2d.weight'
+    assert first['conv'].equal(first['start'][conv])
+    assert not second['conv'].equal(first['conv'])
     for when in ('start', 'end'):
         for name, value in first[when].items():
             assert value.equal(second[when][name]), (when, name)

@@ -2,6 +2,7 @@
 """Making the transfer plan of a config without training."""
 
 from copy import deepcopy
+from functools import partial
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -52,7 +53,10 @@ def plan_transfer(cfg: Config, shapes_only: bool = False) -> TransferPlan:
     hook_cfg, model_cfg = deepcopy(hooks[0]), deepcopy(cfg.model)
     if shapes_only:
         hook_cfg.update(
-            teacher_ckpt=None, reference_ckpt=None, importance='first'
+            teacher_ckpt=None,
+            reference_ckpt=None,
+            importance='first',
+            centre_keys=False,
         )
     if cfg.get('data_preprocessor') is not None:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
@@ -65,7 +69,8 @@ def plan_transfer(cfg: Config, shapes_only: bool = False) -> TransferPlan:
             'without a checkpoint the shapes are known only if the config '
             'holds a teacher model; this one has a teacher_ckpt alone'
         )
-    dataloader = None
-    if hook.importance == 'activation':
-        dataloader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
-    return hook.make_plan(model, dataloader)
+    data = None
+    # Without weights there is nothing to measure.
+    if not shapes_only and 'train_dataloader' in cfg:
+        data = partial(Runner.build_dataloader, cfg.train_dataloader, 0)
+    return hook.make_plan(model, data)

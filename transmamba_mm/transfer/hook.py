@@ -2,22 +2,32 @@
 """Stage one as a hook: subclones the teacher when weights are initialised."""
 
 import os.path as osp
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Optional, Union
 
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModule, PretrainedInit, is_model_wrapper
+from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from transmamba_mm.checkpoints import read_state_dict
 from transmamba_mm.contract import TeacherWeights, read_teacher, sides_of
 from transmamba_mm.contract.layer_map import LayerMap
 from transmamba_mm.registry import HOOKS, MODELS
 
-from .importance import collect_activations
+from .measure import (
+    collect_activations,
+    collect_changes,
+    collect_mixer_inputs,
+    draw_batches,
+    restored,
+    seeded,
+)
 from .plan import TransferError, TransferPlan
 from .ssm import build_ssm_source
 from .subclone import Subcloner
@@ -25,14 +35,6 @@ from .subclone import Subcloner
 
 def _already_initialised() -> None:
     """Stands in for ``init_weights`` until training starts."""
-
-
-def _calibration_batches(
-    model: nn.Module, dataloader: Iterable, num: int
-) -> Iterable[Tensor]:
-    """First ``num`` batches of a dataloader, preprocessed for a model."""
-    for data in islice(dataloader, num):
-        yield model.data_preprocessor(data, False)['inputs']
 
 
 @HOOKS.register_module()
@@ -53,10 +55,17 @@ class SubcloneInitializer(Hook):
         teacher_ckpt (str, optional): Path or URL of the teacher's weights.
             Needed when the model has no ``teacher``. Defaults to None.
         reference_ckpt (str, optional): Weights the teacher was fine-tuned
-            from, for ``importance='least_changed'``. Defaults to None.
+            from, for ``importance='least_changed'``. Defaults to None: a copy
+            of the teacher is fine-tuned instead, see ``fine_tune``.
         importance (str): ``'least_changed'`` (the paper), ``'activation'``,
             ``'magnitude'``, ``'first'`` or ``'random'``. Only used where the
             student is narrower. Defaults to ``'least_changed'``.
+        fine_tune (dict, optional): The fine-tuning that tells which channels
+            change least: ``num_iters`` (default 100) batches from ``share``
+            (default 0.1) of the training images, and ``optim_wrapper``
+            (default :data:`~.measure.FINE_TUNING`). It is done where
+            channels are dropped and there is no ``reference_ckpt``; the
+            teacher then gets its weights back. Defaults to None.
         layer_map (str | Sequence[int | None]): ``'uniform'``, ``'first_n'``
             or one teacher layer per student layer. Defaults to
             ``'uniform'``.
@@ -64,16 +73,21 @@ class SubcloneInitializer(Hook):
             student layers only. Defaults to None, all of them.
         ssm_from (str, optional): Path or URL of a pretrained Mamba, or
             ``'attention'``. Defaults to None, fresh SSM parameters.
+        centre_keys (bool): With ``'attention'``, take out of ``B`` what all
+            keys have in common; see :class:`~.ssm.AttentionSSM`. Defaults to
+            False.
         conv_init (str, optional): ``'normal'`` re-draws the mixers'
             convolutions from N(0, ``conv_std``). Defaults to None.
         conv_std (float): See ``conv_init``. Defaults to 1.
         widen (str, optional): ``'leading'`` lets a student wider than the
             teacher take it into its first channels. Defaults to None, which
             refuses such a student.
-        teacher (dict, optional): Config of the teacher model, needed for
-            ``importance='activation'`` when the model has no ``teacher``.
-        num_batches (int): Training batches for ``importance='activation'``.
-            Defaults to 8.
+        teacher (dict, optional): Config of the teacher model, needed when
+            the model has no ``teacher`` for what is measured with training
+            data: ``'activation'``, ``'least_changed'`` without a reference,
+            and ``centre_keys``.
+        num_batches (int): Training batches for ``importance='activation'``
+            and ``centre_keys``. Defaults to 8.
         seed (int): Seed of every random choice made here. Defaults to 0.
         student_backbone (str, optional): Name of the student's module in
             its model, for models that hold several, e.g. an image and a
@@ -96,9 +110,11 @@ class SubcloneInitializer(Hook):
         teacher_ckpt: Optional[str] = None,
         reference_ckpt: Optional[str] = None,
         importance: str = 'least_changed',
+        fine_tune: Optional[dict] = None,
         layer_map: LayerMap = 'uniform',
         early_layers: Optional[int] = None,
         ssm_from: Optional[str] = None,
+        centre_keys: bool = False,
         conv_init: Optional[str] = None,
         conv_std: float = 1.0,
         widen: Optional[str] = None,
@@ -111,9 +127,11 @@ class SubcloneInitializer(Hook):
         self.teacher_ckpt = teacher_ckpt
         self.reference_ckpt = reference_ckpt
         self.importance = importance
+        self.fine_tune = fine_tune or {}
         self.layer_map: Union[str, Sequence] = layer_map
         self.early_layers = early_layers
         self.ssm_from = ssm_from
+        self.centre_keys = centre_keys
         self.conv_init = conv_init
         self.conv_std = conv_std
         self.widen = widen
@@ -139,7 +157,7 @@ class SubcloneInitializer(Hook):
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
         model.init_weights()
-        self.plan = self.make_plan(model, runner.train_dataloader)
+        self.plan = self.make_plan(model, lambda: runner.train_dataloader)
         self.plan.apply(sides_of(model)[0])
         runner.logger.info(f'weight subcloning: {self.plan.summary()}')
         if is_main_process():
@@ -157,14 +175,16 @@ class SubcloneInitializer(Hook):
         vars(model).pop('init_weights', None)
 
     def make_plan(
-        self, model: nn.Module, dataloader: Optional[Iterable] = None
+        self,
+        model: nn.Module,
+        data: Optional[Callable[[], DataLoader]] = None,
     ) -> TransferPlan:
         """Makes the plan for a model, without changing it.
 
         Args:
             model (nn.Module): A student, or a distillation algorithm.
-            dataloader (Iterable, optional): Training data, read for
-                ``importance='activation'`` only.
+            data (Callable, optional): Gives the loader of the training data,
+                where something has to be measured.
 
         Returns:
             TransferPlan: The plan.
@@ -176,18 +196,32 @@ class SubcloneInitializer(Hook):
         reference = None
         if self.reference_ckpt is not None:
             reference = self._read(read_state_dict(self.reference_ckpt))
-        return Subcloner(
+        activations = changes = mean_inputs = None
+        if data is not None and (teacher or self.teacher) is not None:
+            measure = partial(self._measure, student, teacher, data)
+            activations = partial(measure, self._activations)
+            changes = partial(measure, self._changes)
+            mean_inputs = partial(measure, self._mean_inputs)
+        if self.centre_keys and mean_inputs is None:
+            raise TransferError(
+                'centre_keys needs the teacher model and training data: use '
+                'it with a distillation model, or give the hook the teacher= '
+                'config'
+            )
+        plan = Subcloner(
             student,
             self._read(self._teacher_state(model, teacher)),
             importance=self.importance,
             reference=reference,
-            activations=self._activations(student, teacher, dataloader),
+            activations=activations,
+            changes=changes,
             layer_map=self.layer_map,
             early_layers=self.early_layers,
             widen=self.widen,
             ssm=build_ssm_source(
                 self.ssm_from,
                 ssm_weights,
+                mean_inputs if self.centre_keys else None,
                 conv_init=self.conv_init,
                 conv_std=self.conv_std,
                 seed=self.seed,
@@ -195,8 +229,11 @@ class SubcloneInitializer(Hook):
             seed=self.seed,
             student_backbone=self.student_backbone,
         ).plan()
+        _check_one_initialiser(student, plan)
+        return plan
 
     def _read(self, state: dict) -> TeacherWeights:
+        state = {key: value.cpu() for key, value in state.items()}
         return read_teacher(state, self.teacher_backbone)
 
     def _teacher_state(
@@ -211,19 +248,93 @@ class SubcloneInitializer(Hook):
             )
         return teacher.state_dict()
 
-    def _activations(
+    # ---------------------------------------------------------- measuring
+
+    def _measure(
         self,
         student: nn.Module,
         teacher: Optional[nn.Module],
-        dataloader: Optional[Iterable],
-    ) -> Optional[dict]:
-        if self.importance != 'activation':
-            return None
-        if teacher is None and self.teacher is not None:
-            teacher = MODELS.build(self.teacher)
-            teacher.load_state_dict(read_state_dict(self.teacher_ckpt))
-            teacher.to(next(student.parameters()).device)
-        if teacher is None or dataloader is None:
-            return None
-        batches = _calibration_batches(student, dataloader, self.num_batches)
-        return collect_activations(teacher, batches, self.teacher_backbone)
+        data: Callable[[], DataLoader],
+        measure: Callable[..., Any],
+    ) -> Any:
+        """Measures the teacher; all processes get what the first measured."""
+        device = next(student.parameters()).device
+        running = self._running(teacher, device)
+        with seeded(self.seed, device), running as model:
+            found = [measure(student.data_preprocessor, model, data())]
+        broadcast_object_list(found)
+        return found[0]
+
+    @contextmanager
+    def _running(
+        self, teacher: Optional[nn.Module], device: Any
+    ) -> Iterator[nn.Module]:
+        """The teacher with the weights that are copied."""
+        if teacher is None:
+            teacher = MODELS.build(self.teacher).to(device)
+        with restored(teacher):
+            if self.teacher_ckpt is not None:
+                teacher.load_state_dict(read_state_dict(self.teacher_ckpt))
+            yield teacher
+
+    def _images(
+        self, preprocess: nn.Module, data: DataLoader
+    ) -> Iterator[Tensor]:
+        for batch in draw_batches(data, self.num_batches, self.seed):
+            yield preprocess(batch, False)['inputs']
+
+    def _activations(
+        self, preprocess: nn.Module, teacher: nn.Module, data: DataLoader
+    ) -> dict[str, Tensor]:
+        images = self._images(preprocess, data)
+        return collect_activations(teacher, images, self.teacher_backbone)
+
+    def _mean_inputs(
+        self, preprocess: nn.Module, teacher: nn.Module, data: DataLoader
+    ) -> list[Tensor]:
+        images = self._images(preprocess, data)
+        return collect_mixer_inputs(teacher, images, self.teacher_backbone)
+
+    def _changes(
+        self, preprocess: nn.Module, teacher: nn.Module, data: DataLoader
+    ) -> dict[str, Tensor]:
+        options = dict(num_iters=100, share=0.1, optim_wrapper=None)
+        if unknown := self.fine_tune.keys() - options:
+            raise TransferError(
+                f'fine_tune has no {sorted(unknown)}, but {list(options)}'
+            )
+        options.update(self.fine_tune)
+        batches = draw_batches(
+            data, options['num_iters'], self.seed, options['share']
+        )
+        return collect_changes(
+            teacher,
+            (preprocess(batch, False) for batch in batches),
+            self.teacher_backbone,
+            options['optim_wrapper'],
+        )
+
+
+def _check_one_initialiser(student: nn.Module, plan: TransferPlan) -> None:
+    """Refuses a plan that overwrites pretrained weights of the student."""
+    written = [entry.name for entry in plan.entries if entry.copied]
+    for name, module in student.named_modules():
+        if not isinstance(module, BaseModule):
+            continue
+        found = module.init_cfg or ()
+        for cfg in [found] if isinstance(found, dict) else found:
+            kind, prefix = cfg['type'], f'{name}.' if name else ''
+            if isinstance(kind, str):
+                kind = WEIGHT_INITIALIZERS.get(kind)
+            lost = [each for each in written if each.startswith(prefix)]
+            if kind is PretrainedInit and lost:
+                raise TransferError(
+                    f"the student's {name or 'model'} has init_cfg="
+                    f"dict(type='Pretrained', checkpoint="
+                    f'{cfg.get("checkpoint")!r}), and SubcloneInitializer '
+                    f'would overwrite {len(lost)} of its tensors with the '
+                    f"teacher's ({lost[0]}, ...): keep one of the two. Or "
+                    f'give that checkpoint to SubcloneInitializer as '
+                    f'ssm_from, which takes from it what the teacher cannot '
+                    f'give'
+                )

@@ -8,13 +8,13 @@ normalised by its own mean so that no tensor dominates by scale.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from typing import Optional
+from collections.abc import Callable, Mapping
+from typing import Optional, Union
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from transmamba_mm.contract import Teacher, TeacherWeights
+from transmamba_mm.contract import TeacherWeights
 from transmamba_mm.contract.roles import (
     AXES,
     HIDDEN,
@@ -27,6 +27,9 @@ from .plan import TransferError
 
 #: Criteria of :func:`score_channels`.
 CRITERIA = ('least_changed', 'activation', 'magnitude', 'first', 'random')
+
+#: Scores by axis name, or what measures them once they are needed.
+Scores = Union[Mapping[str, Tensor], Callable[[], Mapping[str, Tensor]]]
 
 
 def axis_name(axis: str, layer: Optional[int]) -> str:
@@ -48,6 +51,8 @@ def _score_tensors(
         for dim, axis in enumerate(AXES.get(kind, ())):
             if axis not in selectable:
                 continue
+            if axis == RESIDUAL and tensor.shape[dim] != teacher.embed_dims:
+                continue  # a head that reads a hidden layer of its own
             value = measure(role, tensor).unsqueeze(-1)
             score = value.transpose(0, dim).flatten(1).mean(1)
             score = score / score.mean().clamp(min=1e-12)
@@ -61,23 +66,28 @@ def score_channels(
     teacher: TeacherWeights,
     criterion: str,
     reference: Optional[TeacherWeights] = None,
-    activations: Optional[Mapping[str, Tensor]] = None,
+    activations: Optional[Scores] = None,
     seed: int = 0,
+    changes: Optional[Scores] = None,
 ) -> dict[str, Tensor]:
     """Scores every channel of every selectable axis; higher is kept.
 
     Args:
         teacher (TeacherWeights): The fine-tuned teacher.
         criterion (str): ``'least_changed'``, smallest absolute difference to
-            the reference (TransMamba §3.2); ``'activation'``, largest mean
-            absolute activation (Samragh et al., arXiv 2312.09299);
-            ``'magnitude'``, largest mean absolute weight; ``'first'``;
-            ``'random'``.
+            the same model before or after a fine-tuning (TransMamba §3.2);
+            ``'activation'``, largest mean absolute activation (Samragh et
+            al., arXiv 2312.09299); ``'magnitude'``, largest mean absolute
+            weight; ``'first'``; ``'random'``.
         reference (TeacherWeights, optional): The weights the teacher was
             fine-tuned from, for ``'least_changed'``.
-        activations (Mapping[str, Tensor], optional): Result of
-            :func:`collect_activations`, for ``'activation'``.
+        activations (Mapping[str, Tensor] | Callable, optional): Result of
+            :func:`~.measure.collect_activations`, or what gives it, for
+            ``'activation'``.
         seed (int): Seed of ``'random'``. Defaults to 0.
+        changes (Mapping[str, Tensor] | Callable, optional): Result of
+            :func:`~.measure.collect_changes`, or what gives it, for
+            ``'least_changed'`` without a reference.
 
     Returns:
         dict[str, Tensor]: Axis name (``'residual'``, ``'layers.0.hidden'``,
@@ -86,34 +96,20 @@ def score_channels(
     Raises:
         TransferError: If the criterion is unknown or lacks what it needs.
     """
-    if criterion == 'least_changed':
-        if reference is None:
+    if criterion == 'least_changed' and reference is not None:
+        return score_changes(teacher, reference)
+    if criterion in ('least_changed', 'activation'):
+        measured = changes if criterion == 'least_changed' else activations
+        if measured is None:
+            first = criterion == 'least_changed'
             raise TransferError(
-                "importance='least_changed' compares the teacher with the "
-                'weights it was fine-tuned from: give reference_ckpt, or '
-                "choose importance='magnitude', 'activation', 'first' or "
-                "'random'"
+                f'importance={criterion!r} needs the teacher model and '
+                f'training data: use it with a distillation model, or give '
+                f'the hook the teacher= config'
+                + (', or give reference_ckpt' if first else '')
+                + ", or choose importance='magnitude', 'first' or 'random'"
             )
-        for name in ('embed_dims', 'num_layers'):
-            ours, theirs = getattr(teacher, name), getattr(reference, name)
-            if ours != theirs:
-                raise TransferError(
-                    f'the reference has {name} {theirs}, the teacher {ours}: '
-                    f'reference_ckpt must hold the weights that the teacher '
-                    f'was fine-tuned from'
-                )
-        change = _score_tensors(
-            teacher, lambda role, t: _change(role, t, reference)
-        )
-        return {name: -score for name, score in change.items()}
-    if criterion == 'activation':
-        if activations is None:
-            raise TransferError(
-                "importance='activation' needs the teacher model and "
-                'training data: use it with a distillation model, or give '
-                'the hook the teacher= config'
-            )
-        return dict(activations)
+        return dict(measured() if callable(measured) else measured)
     magnitude = _score_tensors(teacher, lambda _, t: t.float().abs())
     if criterion == 'magnitude':
         return magnitude
@@ -133,6 +129,35 @@ def score_channels(
     )
 
 
+def score_changes(
+    teacher: TeacherWeights, reference: TeacherWeights
+) -> dict[str, Tensor]:
+    """Scores channels by how little they differ from a reference's.
+
+    Args:
+        teacher (TeacherWeights): A model.
+        reference (TeacherWeights): The same before or after a fine-tuning.
+
+    Returns:
+        dict[str, Tensor]: Scores by axis name, at most 0.
+
+    Raises:
+        TransferError: If the two differ in width or depth.
+    """
+    for name in ('embed_dims', 'num_layers'):
+        ours, theirs = getattr(teacher, name), getattr(reference, name)
+        if ours != theirs:
+            raise TransferError(
+                f'the reference has {name} {theirs}, the teacher {ours}: '
+                f'reference_ckpt must hold the weights that the teacher was '
+                f'fine-tuned from'
+            )
+    change = _score_tensors(
+        teacher, lambda role, t: _change(role, t, reference)
+    )
+    return {name: -score for name, score in change.items()}
+
+
 def _change(role: str, tensor: Tensor, reference: TeacherWeights) -> Tensor:
     before = reference.tensors.get(role)
     if before is None or before.shape != tensor.shape:
@@ -148,65 +173,3 @@ def select(score: Tensor, size: int) -> Tensor:
     """
     best = torch.topk(score, size).indices
     return best.sort().values
-
-
-@torch.no_grad()
-def collect_activations(
-    model: nn.Module,
-    batches: Iterable[Tensor],
-    backbone: Optional[str] = None,
-) -> dict[str, Tensor]:
-    """Mean absolute activation per channel of a teacher on calibration images.
-
-    Args:
-        model (nn.Module): The teacher; called as ``model(images)``.
-        batches (Iterable[Tensor]): Image batches (B, 3, H, W), preprocessed.
-        backbone (str, optional): Name of the Transformer's module, for
-            models that hold several. Defaults to None, the only one.
-
-    Returns:
-        dict[str, Tensor]: Scores by axis name, for :func:`score_channels`.
-
-    Raises:
-        TransferError: If there is no batch.
-    """
-    teacher = Teacher(model, backbone)
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = defaultdict(int)
-    # What enters each of these is the activation of that axis.
-    wanted = {
-        'mixer_norm.weight': RESIDUAL,
-        'final_norm.weight': RESIDUAL,
-        'mixer_out.weight': INNER,
-        'ffn_out.weight': HIDDEN,
-    }
-
-    def watch(name: str) -> Callable:
-        def hook(_, args):
-            value = args[0].float().abs().flatten(0, -2).mean(0).cpu()
-            # Normalised, so that deep layers do not outweigh early ones.
-            value = value / value.mean().clamp(min=1e-12)
-            sums[name] = sums[name] + value if name in sums else value
-            counts[name] += 1
-
-        return hook
-
-    handles: list = []
-    for role in teacher.roles:
-        layer, kind = split_role(role)
-        if kind in wanted:
-            module = teacher.module(role)
-            name = axis_name(wanted[kind], layer)
-            handles.append(module.register_forward_pre_hook(watch(name)))
-    was_training = model.training
-    model.eval()
-    try:
-        for images in batches:
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-        nn.Module.train(model, was_training)
-    if not sums:
-        raise TransferError('no calibration batch was given')
-    return {name: total / counts[name] for name, total in sums.items()}

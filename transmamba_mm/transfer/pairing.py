@@ -1,15 +1,15 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Who is paired with whom: layers with layers, channels with channels."""
 
-from collections.abc import Mapping
 from typing import Optional
 
 from torch import Tensor, nn
 
 from transmamba_mm.contract import MambaStudent, Student, TeacherWeights
 from transmamba_mm.contract.layer_map import LayerMap, resolve_layer_map
+from transmamba_mm.contract.roles import INNER
 
-from .importance import axis_name, score_channels, select
+from .importance import Scores, axis_name, score_channels, select
 from .plan import TransferError
 
 
@@ -30,7 +30,8 @@ class Pairing:
         importance (str): How a narrower student chooses channels; see
             :func:`~transmamba_mm.transfer.importance.score_channels`.
         reference (TeacherWeights, optional): See there.
-        activations (Mapping[str, Tensor], optional): See there.
+        activations (Scores, optional): See there.
+        changes (Scores, optional): See there.
         seed (int): See there.
         layer_map (str | Sequence): See
             :func:`~transmamba_mm.contract.layer_map.resolve_layer_map`.
@@ -59,7 +60,8 @@ class Pairing:
         teacher: TeacherWeights,
         importance: str,
         reference: Optional[TeacherWeights],
-        activations: Optional[Mapping[str, Tensor]],
+        activations: Optional[Scores],
+        changes: Optional[Scores],
         seed: int,
         layer_map: LayerMap,
         early_layers: Optional[int],
@@ -79,7 +81,13 @@ class Pairing:
         except ValueError as error:
             raise TransferError(str(error)) from error
         self._scores: Optional[dict[str, Tensor]] = None
-        self._score_args = (importance, reference, activations, seed)
+        self._score_args = (
+            importance,
+            reference,
+            activations,
+            seed,
+            changes,
+        )
         self._selected: dict[tuple[str, int], Tensor] = {}
         self.selections: dict[str, str] = {}
         self._check_widths(widen)
@@ -137,6 +145,25 @@ class Pairing:
             label = f'{name} ({size})' if name in self.selections else name
             self.selections[label] = _summarise(index, score.numel())
         return self._selected[name, size]
+
+    def states(self, layer: int, size: int, score: Tensor) -> Tensor:
+        """The attention channels that a state of ``size`` dimensions keeps.
+
+        Args:
+            layer (int): Teacher layer.
+            size (int): Dimensions of the state.
+            score (Tensor): A score per channel, for the case that
+                ``'least_changed'`` has no reference and no residual channel
+                is dropped: a teacher is not fine-tuned for this alone.
+
+        Returns:
+            Tensor: LongTensor (size,), ascending.
+        """
+        criterion, reference = self._score_args[:2]
+        narrower = self.backbone.layer_dims[-1] < self.teacher.layer_dims[-1]
+        if criterion == 'least_changed' and reference is None and not narrower:
+            return select(score, size)
+        return self.indices(INNER, layer, size)
 
     def source_layer(
         self, layer: Optional[int]

@@ -7,12 +7,15 @@ the ``x`` half of ``in_proj``, and the key and query projections become the
 ``B`` and ``C`` rows of ``x_proj``.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Optional
 
 import torch
 from torch import Tensor
 
+from transmamba_mm.contract.layer_map import resolve_layer_map
 from transmamba_mm.contract.roles import INNER, QKV, RESIDUAL, split_role
 
 from .pairing import Pairing
@@ -77,8 +80,43 @@ class SSMSource:
         """
 
 
+#: A Mamba-1 under the names of ``mamba_ssm``, and the roles of its tensors.
+_MAMBA = re.compile(
+    r'(?:.*\.)?layers\.(\d+)\.mixer\.'
+    r'(?:(in|x|dt|out)_proj|(conv)1d|(A)_log|(D))(\.weight|\.bias)?'
+)
+
+
+def read_mamba(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of a Mamba-1's parameters by role, none if there is no Mamba.
+
+    Args:
+        state_dict (Mapping[str, Tensor]): Weights under the names of
+            ``mamba_ssm``, with any prefix. Of Vim they are its forward
+            direction.
+
+    Returns:
+        dict[str, str]: Role to name.
+    """
+    names = {}
+    for key in state_dict:
+        match = _MAMBA.fullmatch(key)
+        if match:
+            layer, projection, *others, leaf = match.groups(default='')
+            kind = f'ssm.{projection}_proj' if projection else 'ssm.'
+            kind = 'mixer_out' if projection == 'out' else kind
+            names[f'layers.{layer}.{kind}{"".join(others)}{leaf}'] = key
+    return names
+
+
 class PretrainedSSM(SSMSource):
-    """SSM parameters of a pretrained Mamba of the student's own family.
+    """SSM parameters of a pretrained Mamba.
+
+    One of the student's own family gives the tensors of the same names. Of
+    a Mamba-1 (or Vim) under the names of ``mamba_ssm``, all directions of a
+    student's layer take the forward scan of one of its layers, which are
+    spread evenly over the student's. A tensor fits whole or stays fresh:
+    nothing is cut, for no importance is known of these channels.
 
     It also gives the output projection of a mixer where the attention's does
     not fit, and it serves all layers, whatever ``early_layers`` says of the
@@ -92,24 +130,50 @@ class PretrainedSSM(SSMSource):
     def __init__(self, state_dict: Mapping[str, Tensor], **kwargs) -> None:
         super().__init__(**kwargs)
         self.state_dict = state_dict
+        self._mamba = read_mamba(state_dict)
+        layers = [split_role(role)[0] for role in self._mamba]
+        self._depth = max(layers, default=-1) + 1
 
     def describe(self) -> str:
         """What to call this source in a plan."""
         return 'pretrained Mamba'
 
     def fill(self, entry: TransferEntry, role: str, pairing: Pairing) -> None:
-        """Copies the parameter of the same name and shape."""
-        name = entry.name.split('backbone.', 1)[-1]
-        for key, value in self.state_dict.items():
-            if key == name or key.endswith('.' + name):
-                if value.shape == torch.Size(entry.shape):
-                    entry.rule, entry.source, entry.value = 'ssm', key, value
-                else:
-                    entry.note = (
-                        f'SSM; the pretrained one is {tuple(value.shape)}'
-                    )
-                break
+        """Copies the parameter that stands for this one, if it fits."""
+        key = self._find(entry, role, pairing)
+        if key is not None:
+            value = self.state_dict[key]
+            shape = torch.Size(entry.shape)
+            if value.shape == shape[-value.dim() :]:
+                entry.rule, entry.source = 'ssm', key
+                # One copy for each direction where they have their own.
+                entry.value = value.expand(shape)
+            else:
+                entry.note = f'SSM; the pretrained one is {tuple(value.shape)}'
         super().fill(entry, role, pairing)
+
+    def _find(
+        self, entry: TransferEntry, role: str, pairing: Pairing
+    ) -> Optional[str]:
+        if not self._mamba or self._is_own(pairing):
+            name = entry.name.split('backbone.', 1)[-1]
+            return self._named(name)
+        layer, kind = split_role(role)
+        ours = pairing.backbone.layer_dims
+        spread = resolve_layer_map('uniform', ours, (0,) * self._depth)
+        return self._mamba.get(f'layers.{spread[layer]}.{kind}')
+
+    def _named(self, name: str) -> Optional[str]:
+        keys = (k for k in self.state_dict if f'.{k}'.endswith(f'.{name}'))
+        return next(keys, None)
+
+    def _is_own(self, pairing: Pairing) -> bool:
+        """Whether it has all names of the student's first mixer."""
+        return all(
+            self._named(name.split('backbone.', 1)[-1])
+            for name, role in pairing.roles.items()
+            if role.startswith('layers.0.ssm.')
+        )
 
     def check(self, entries: Sequence[TransferEntry]) -> None:
         """Refuses a pretrained Mamba that fits no parameter.
@@ -117,13 +181,24 @@ class PretrainedSSM(SSMSource):
         Raises:
             TransferError: If no SSM parameter was copied.
         """
-        if not any(entry.rule == 'ssm' for entry in entries):
-            sample = ', '.join(list(self.state_dict)[:3])
-            raise TransferError(
-                f'ssm_from fits no SSM parameter of the student by name and '
-                f'shape (it starts with {sample}): give the checkpoint of a '
-                f"Mamba of the student's own family and size"
-            )
+        if any(entry.rule == 'ssm' for entry in entries):
+            return
+        pretrained = 'SSM; the pretrained one is '
+        sizes = [
+            f'{entry.name} is {entry.shape}, '
+            f'{entry.note.removeprefix("SSM; ")}'
+            for entry in entries
+            if entry.note.startswith(pretrained)
+        ]
+        sample = ', '.join(list(self.state_dict)[:3])
+        raise TransferError(
+            'ssm_from fits no SSM parameter of the student by name and '
+            f'shape (it starts with {sample}'
+            + (f'; {"; ".join(sizes[:3])}' if sizes else '')
+            + "): give the checkpoint of a Mamba of the student's own family "
+            "and size, or a Mamba-1 under mamba_ssm's names that has its "
+            'width, expand, d_state and dt_rank'
+        )
 
 
 class AttentionSSM(SSMSource):
@@ -134,15 +209,32 @@ class AttentionSSM(SSMSource):
     convolved ``x`` instead of the residual stream, so their rows are the
     least-squares solutions of ``W_B W_V = W_K`` and ``W_C W_V = W_Q`` on the
     kept channels; both keep the same ``d_state`` attention channels, chosen
-    by the importance of the layer's inner axis.
+    by the importance of the layer's inner axis, or by ``|k| |q|`` where
+    :meth:`Pairing.states` says so.
+
+    Softmax does not see what all keys have in common, and a state sums it up
+    over all tokens. ``mean_inputs`` takes it out. ``x_proj`` has no bias, and
+    the bias of the keys is dropped with or without this. So the mean key is
+    not subtracted: the rows of ``B`` lose their part along the mean ``x``,
+    which makes the mean ``B`` zero, taken before convolution and SiLU.
 
     Args:
+        mean_inputs (Callable, optional): Gives the mean normalised token (C,)
+            of each teacher layer. Defaults to None, keys as they are.
         **kwargs: See :class:`SSMSource`.
     """
 
+    def __init__(
+        self,
+        mean_inputs: Optional[Callable[[], Sequence[Tensor]]] = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.mean_inputs = mean_inputs and cache(mean_inputs)
+
     def describe(self) -> str:
         """What to call this source in a plan."""
-        return 'attention'
+        return 'attention' + ', keys centred' * bool(self.mean_inputs)
 
     def fill(self, entry: TransferEntry, role: str, pairing: Pairing) -> None:
         """Fills ``in_proj`` and ``x_proj``; all else stays fresh."""
@@ -219,16 +311,20 @@ class AttentionSSM(SSMSource):
             return
         query, key, value = qkv.double().chunk(3)
         rows = self._value_rows(entry.shape[-1], source, sub)
-        back = torch.linalg.pinv(self._columns(value[rows], dims, sub))
-        states = (
-            torch.arange(width)
-            if d_state == width
-            else sub.indices(INNER, source, d_state)
-        )
+        value = self._columns(value[rows], dims, sub)
+        back = torch.linalg.pinv(value)
+        states = torch.arange(width)
+        if d_state < width:
+            score = key.norm(dim=1) * query.norm(dim=1)
+            states = sub.states(source, d_state, score)
         blocks = [
             self._columns(weight[states], dims, sub) @ back
             for weight in (key, query)
         ]
+        if self.mean_inputs is not None:
+            mean = self._mean_x(layer, source, value, rows, sub)
+            mean = mean / mean.norm().clamp(min=1e-12)
+            blocks[0] = blocks[0] - blocks[0] @ mean.outer(mean)
         # One copy for each direction where they have projections of their own.
         directions, rows = entry.shape[:-2], entry.shape[-2]
         value = torch.cat(blocks).to(qkv.dtype)
@@ -242,6 +338,24 @@ class AttentionSSM(SSMSource):
             slice(rows - 2 * d_state, rows),
         )
         entry.note = 'B from K, C from Q; dt rows fresh'
+
+    def _mean_x(
+        self,
+        layer: int,
+        source: int,
+        weight: Tensor,
+        rows: Tensor,
+        sub: Pairing,
+    ) -> Tensor:
+        """The mean of ``x`` over tokens, as ``in_proj`` gives it."""
+        token = self.mean_inputs()[source].double().unsqueeze(0)
+        mean = weight @ self._columns(token, weight.shape[1], sub)[0]
+        bias = sub.teacher.tensors.get(f'layers.{source}.{QKV}.bias')
+        if bias is None or f'layers.{layer}.ssm.in_proj.bias' not in set(
+            sub.roles.values()
+        ):
+            return mean
+        return mean + bias.double().chunk(3)[2][rows]
 
     @staticmethod
     def _size(layer: int, role: str, dim: int, sub: Pairing) -> int:
@@ -258,7 +372,10 @@ class AttentionSSM(SSMSource):
 
 
 def build_ssm_source(
-    ssm_from: Optional[str], state_dict: Optional[Mapping] = None, **kwargs
+    ssm_from: Optional[str],
+    state_dict: Optional[Mapping] = None,
+    mean_inputs: Optional[Callable[[], Sequence[Tensor]]] = None,
+    **kwargs,
 ) -> SSMSource:
     """Builds the source that ``ssm_from`` names.
 
@@ -266,10 +383,20 @@ def build_ssm_source(
         ssm_from (str, optional): None for fresh parameters, ``'attention'``,
             or the path that ``state_dict`` was read from.
         state_dict (Mapping, optional): Weights of the pretrained Mamba.
+        mean_inputs (Callable, optional): See :class:`AttentionSSM`.
         **kwargs: See :class:`SSMSource`.
+
+    Raises:
+        TransferError: If ``mean_inputs`` is given for anything but
+            ``'attention'``.
     """
+    if ssm_from == 'attention':
+        return AttentionSSM(mean_inputs, **kwargs)
+    if mean_inputs is not None:
+        raise TransferError(
+            "centre_keys is an option of ssm_from='attention', got "
+            f'{ssm_from=}'
+        )
     if ssm_from is None:
         return SSMSource(**kwargs)
-    if ssm_from == 'attention':
-        return AttentionSSM(**kwargs)
     return PretrainedSSM(state_dict, **kwargs)

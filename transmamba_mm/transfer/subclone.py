@@ -6,7 +6,6 @@ is copied. A narrower student takes one subset of the residual channels for
 the whole network, and one subset of hidden channels per FFN.
 """
 
-from collections.abc import Mapping
 from typing import Optional
 
 from mmpretrain.models.utils import resize_pos_embed
@@ -27,7 +26,7 @@ from transmamba_mm.contract.roles import (
     split_role,
 )
 
-from .importance import CRITERIA
+from .importance import CRITERIA, Scores
 from .pairing import Pairing
 from .plan import TransferEntry, TransferError, TransferPlan
 from .ssm import SSMSource
@@ -45,7 +44,8 @@ class Subcloner:
             Ignored where no axis has to shrink. Defaults to
             ``'least_changed'``, as in the paper.
         reference (TeacherWeights, optional): See there.
-        activations (Mapping[str, Tensor], optional): See there.
+        activations (Mapping[str, Tensor] | Callable, optional): See there.
+        changes (Mapping[str, Tensor] | Callable, optional): See there.
         layer_map (str | Sequence): See
             :func:`~transmamba_mm.contract.layer_map.resolve_layer_map`.
             Defaults to ``'uniform'``.
@@ -73,7 +73,8 @@ class Subcloner:
         *,
         importance: str = 'least_changed',
         reference: Optional[TeacherWeights] = None,
-        activations: Optional[Mapping[str, Tensor]] = None,
+        activations: Optional[Scores] = None,
+        changes: Optional[Scores] = None,
         layer_map: LayerMap = 'uniform',
         early_layers: Optional[int] = None,
         widen: Optional[str] = None,
@@ -103,6 +104,7 @@ class Subcloner:
             importance,
             reference,
             activations,
+            changes,
             seed,
             layer_map,
             early_layers,
@@ -171,6 +173,12 @@ class Subcloner:
                     rule = 'resize'
                     notes.append(resized)
             total = value.shape[dim]
+            if (
+                axis == RESIDUAL
+                and total not in self.pairing.teacher.layer_dims
+            ):
+                entry.note = f'the teacher has {total} other channels here'
+                return
             index.append(slice(0, min(size, total)))
             if size == total:
                 continue
