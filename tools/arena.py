@@ -16,8 +16,13 @@ Example::
 import argparse
 from pathlib import Path
 
-from transmamba_mm.arena import read_grid, run_grid, write_report
-from transmamba_mm.arena.run import plan_jobs
+from transmamba_mm.arena import (
+    digests_of,
+    plan_jobs,
+    read_grid,
+    run_jobs,
+    write_report,
+)
 from transmamba_mm.utils.cli import UsageError, run_main
 
 
@@ -42,13 +47,12 @@ def main() -> None:
     failed = []
     try:
         grid = read_grid(args.grid, args.seeds)
-        jobs = plan_jobs(grid, args.work_dir)
+        jobs = plan_jobs(grid, args.work_dir.resolve())
         if args.command == 'run':
-            failed = run_grid(grid, args.work_dir, args.jobs)
+            failed = run_jobs(jobs, args.work_dir, args.jobs)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    digests = {job.cell.key: job.digest for job in jobs}
-    write_report(grid, args.work_dir, digests)
+    write_report(grid, args.work_dir, digests_of(jobs))
     if failed:
         raise SystemExit(f'no result: {", ".join(failed)}; see above')
 

@@ -1,13 +1,15 @@
 """A small ViT teaches a small PlainMamba on 5,000 images of CIFAR-10.
 
-30,000 images seen by every student, 10,000 test images; every method at
-three learning rates::
+30,000 images seen by every student, 10,000 test images. Every contestant has
+a learning rate of its own, the best of three on 5,000 training images that
+neither it nor the teacher sees::
 
     python tools/arena.py run configs/arena/cifar10_pmamba.py \
         --work-dir work_dirs/cifar10_pmamba
 """
 
 _base_ = [
+    '../_base_/datasets/cifar10_24_held-out.py',
     '../_base_/methods/transmamba.py',
     '../_base_/methods/transmamba_released.py',
     '../_base_/methods/logits_kd.py',
@@ -25,63 +27,104 @@ title = 'PlainMamba from a small ViT, 5,000 images of CIFAR-10, 6 epochs'
 seeds = [0, 1, 2]
 # Each seed draws labelled images of its own.
 seed_keys = ['randomness.seed', 'train_dataloader.dataset.seed']
+search = dict(
+    key='optim_wrapper.optimizer.lr',
+    values=[2e-3, 4e-3, 8e-3],
+    seeds=[100],
+    options={
+        'train_cfg.val_interval': 6,
+        'val_dataloader.dataset': dict(_delete_=True, **_base_.held_out),
+    },
+)
+# Where local targets are known to want a higher rate.
+_high = [4e-3, 8e-3, 1.6e-2]
 
 _path = 'configs/arena/cifar10/{}.py'
-_rates = {'1x': 2e-3, '2x': 4e-3, '4x': 8e-3}
 # 0.3 of the labels, 0.7 of the soft logits.
 _logits = dict(_base_.logits_kd, in_alpha=True)
-# Name: the weight of the labels, and the methods beside subcloning.
-_methods = {
-    'hidden_logits': (0.3, [_base_.hidden_states, _logits]),
-    'logits': (0.3, [_logits]),
-    'paper': (0.5, [_base_.transmamba]),
-    'z_logits': (
-        0.3,
-        [dict(_base_.standardised_logits_kd, in_alpha=True)],
+
+
+def _warm_up(share, **phase):
+    """Only the mixers train for a share of the time, then all."""
+    after = dict(begin=share)
+    return {
+        'model.alpha': 0.3,
+        'model.distiller.methods': [
+            dict(_base_.mixer_matching, end=share),
+            dict(_base_.hidden_states, **after),
+            dict(_logits, **after),
+        ],
+        'model.distiller.phases': [
+            dict(end=share, trains='mixers', task_loss=False, **phase)
+        ],
+    }
+
+
+def _distil(alpha, *methods):
+    """The weight of the labels, and the methods beside subcloning."""
+    return {'model.alpha': alpha, 'model.distiller.methods': list(methods)}
+
+
+_student = dict(config=_path.format('student_pmamba'))
+_subcloned = dict(
+    config=_path.format('subclone_pmamba'),
+    needs={'custom_hooks.0.teacher_ckpt': 'teacher'},
+)
+_distilled = dict(
+    config=_path.format('distill_pmamba'),
+    needs={'model.teacher_ckpt': 'teacher'},
+)
+_first = {
+    'hidden_logits': dict(
+        _distilled,
+        options=_distil(0.3, _base_.hidden_states, _logits),
+        search=_high,
     ),
-    'hard_label': (0.5, [_base_.hard_label]),
-    'last_layer_hint': (0.5, [_base_.last_layer_hint]),
-    'final_tokens': (0.5, [_base_.final_token_regression]),
-    'hidden': (0.5, [_base_.hidden_states]),
-    'own_mixer': (
-        0.5,
-        [dict(_base_.mixer_matching, teacher_forced=False)],
+    'mixer_hidden_logits': dict(
+        _distilled, options=_warm_up(0.25), search=_high
     ),
-    'mixer': (0.5, [_base_.mixer_matching]),
-    'directions': (0.5, [_base_.directional_mixer_matching]),
-    'relations': (0.5, [_base_.token_relations]),
-    'released': (0.5, [_base_.transmamba_released]),
+    'fast_mixer_hidden_logits': dict(
+        _distilled, options=_warm_up(0.25, lr_mult=4.0)
+    ),
+    'short_mixer_hidden_logits': dict(
+        _distilled, options=_warm_up(0.1, lr_mult=4.0)
+    ),
+    'logits': dict(_distilled, options=_distil(0.3, _logits)),
+    'paper': dict(_distilled, options=_distil(0.5, _base_.transmamba)),
+    'subclone_only': dict(_subcloned, search=[1e-3, 2e-3, 4e-3]),
+    'scratch': _student,
+}
+_rivals = {
+    'z_logits': _distil(
+        0.3, dict(_base_.standardised_logits_kd, in_alpha=True)
+    ),
+    'hard_label': _distil(0.5, _base_.hard_label),
+    'last_layer_hint': _distil(0.5, _base_.last_layer_hint),
+    'final_tokens': _distil(0.5, _base_.final_token_regression),
+    'hidden': _distil(0.5, _base_.hidden_states),
+    'own_mixer': _distil(
+        0.5, dict(_base_.mixer_matching, teacher_forced=False)
+    ),
+    'mixer': _distil(0.5, _base_.mixer_matching),
+    'directions': _distil(0.5, _base_.directional_mixer_matching),
+    'relations': _distil(0.5, _base_.token_relations),
+    'released': _distil(0.5, _base_.transmamba_released),
 }
 
 contestants = [
-    dict(name='teacher', config=_path.format('teacher_vit'), seeds=[0]),
-    *(
-        dict(
-            name=f'subclone_only_{rate}',
-            config=_path.format('subclone_pmamba'),
-            needs={'custom_hooks.0.teacher_ckpt': 'teacher'},
-            options={'optim_wrapper.optimizer.lr': value},
-        )
-        for rate, value in _rates.items()
+    dict(
+        name='teacher',
+        config=_path.format('teacher_vit'),
+        seeds=[0],
+        search=[],
     ),
+    *(dict(each, name=name) for name, each in _first.items()),
     *(
-        dict(
-            name=f'{name}_{rate}',
-            config=_path.format('distill_pmamba'),
-            needs={'model.teacher_ckpt': 'teacher'},
-            options={
-                'model.alpha': alpha,
-                'model.distiller.methods': methods,
-                'optim_wrapper.optimizer.lr': value,
-            },
-        )
-        for name, (alpha, methods) in _methods.items()
-        for rate, value in _rates.items()
+        dict(_distilled, name=name, options=options, wave=1)
+        for name, options in _rivals.items()
     ),
-    dict(name='scratch_1x', config=_path.format('student_pmamba')),
 ]
 pairs = [
-    (f'{name}_{rate}', 'subclone_only_1x')
-    for name in _methods
-    for rate in _rates
+    *((name, 'subclone_only') for name in _first if name != 'subclone_only'),
+    *((name, 'subclone_only') for name in _rivals),
 ]

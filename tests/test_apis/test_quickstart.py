@@ -9,7 +9,7 @@ import pytest
 from helpers import TOOLS, tool_env
 
 from transmamba_mm.apis import quickstart
-from transmamba_mm.arena.run import plan_jobs
+from transmamba_mm.arena.plan import plan_jobs
 
 SHORT = dict(seeds=1, teacher_epochs=2, student_epochs=2)
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from transmamba_mm.arena import Contestant, Grid, read_grid
+from transmamba_mm.arena import Contestant, Grid, Search, read_grid
 
 
 def keys(cells):
@@ -24,6 +24,52 @@ def test_cells_go_seed_by_seed_and_teachers_first():
     (needed,) = grid.needs(last).items()
     assert needed == ('model.teacher_ckpt', grid.cells_of(teacher)[0])
     assert grid.needs(grid.cells_of(teacher)[1]) == {}
+
+
+SEARCH = Search('lr', [0.1, 0.2], [9], {'val': 'held-out'})
+
+
+def test_searches_come_first_and_waves_one_after_the_other():
+    contestants = [
+        Contestant('teacher', 't.py', seeds=[0], search=[]),
+        Contestant('a', 'a.py', needs={'ckpt': 'teacher'}),
+        Contestant('late', 'b.py', wave=1),
+        Contestant('b', 'b.py', search=[0.3]),
+    ]
+    grid = Grid('', contestants, range(2), search=SEARCH)
+    assert keys(grid.cells()) == [
+        *('teacher_seed0', 'a@0.1_seed9', 'a@0.2_seed9', 'b@0.3_seed9'),
+        *('a_seed0', 'b_seed0', 'a_seed1', 'b_seed1'),
+        *('late@0.1_seed9', 'late@0.2_seed9', 'late_seed0', 'late_seed1'),
+    ]
+
+
+def test_what_a_cell_waits_for_comes_before_it_in_any_wave():
+    contestants = [
+        Contestant('teacher', 't.py', wave=1),
+        Contestant('a', 'a.py', needs={'ckpt': 'teacher'}, search=[]),
+    ]
+    grid = Grid('', contestants, [0], search=SEARCH)
+    assert keys(grid.cells()) == [
+        *('teacher@0.1_seed9', 'teacher@0.2_seed9', 'teacher_seed0'),
+        'a_seed0',
+    ]
+
+
+@pytest.mark.parametrize(
+    ('contestants', 'settings', 'said'),
+    [
+        ([Contestant('a', '', search=[1])], {}, 'but the grid does not'),
+        (
+            [Contestant('a', '')],
+            dict(search=Search('lr', [], [0], {})),
+            'needs values and seeds',
+        ),
+    ],
+)
+def test_no_search(contestants, settings, said):
+    with pytest.raises(ValueError, match=said):
+        Grid('', contestants, [0], **settings)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +100,8 @@ contestants = [
     dict(name='two', config=_config, needs={'load_from': 'one'}, seeds=[0]),
 ]
 pairs = [('one', 'two')]
+metric = 'mIoU'
+search = dict(key='lr', values=[0.1, 0.2], seeds=[9], options=dict(val='x'))
 """)
     one = Contestant('one', 'student.py', {'model.alpha': 0.3})
     two = Contestant(
@@ -65,6 +113,8 @@ pairs = [('one', 'two')]
         [3, 4, 5],
         {'train_cfg.max_epochs': 2},
         [('one', 'two')],
+        search=Search('lr', [0.1, 0.2], [9], {'val': 'x'}),
+        metric='mIoU',
     )
     assert read_grid(str(path)) == grid
     assert list(read_grid(str(path), 2).seeds) == [3, 4]

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from helpers import CONFIGS, start_tool
-from mmengine.config import Config
-from mmengine.device import get_device
+from helpers import start_tool
 
-from transmamba_mm.arena import Contestant, Grid, run_grid
-from transmamba_mm.arena.results import read_result, read_results
-from transmamba_mm.arena.run import plan_jobs, train_config
+from transmamba_mm.arena import Contestant, Grid, Search, run_grid
+from transmamba_mm.arena.plan import digests_of, plan_jobs
+from transmamba_mm.arena.results import (
+    read_choices,
+    read_result,
+    read_results,
+)
 from transmamba_mm.utils.cli import UsageError
 
 CONFIG = """
@@ -44,7 +46,7 @@ def save_checkpoint(cfg):
     (path.parent / 'last_checkpoint').write_text(str(path))
 
 
-def pretend(cfg, report):
+def pretend(cfg, report, metric):
     """Stands in for training; what it measures tells how it was run."""
     start = time.monotonic()
     note_attempt(cfg)
@@ -194,7 +196,7 @@ def test_failing_cell_is_named_and_others_go_on(tmp_path, config, capsys):
     assert len(attempts(tmp_path / 'good_seed0')) == 1
 
 
-def fail(cfg, report):
+def fail(cfg, report, metric):
     raise RuntimeError
 
 
@@ -223,7 +225,7 @@ def test_modules_of_the_config_are_imported(tmp_path, config, monkeypatch):
     assert run_grid(grid, tmp_path, train=pretend) == []
 
 
-def endless(cfg, report):
+def endless(cfg, report, metric):
     """Stands in for a long run; holds a lock while its process lives."""
     with open(Path(cfg.work_dir).parent / 'lock', 'w') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -269,53 +271,6 @@ def test_killed_arena_leaves_no_process_behind(tmp_path, config):
         process.communicate()
     wait_until(lambda: not is_locked(lock))
     assert run_grid(pair(config), tmp_path, train=pretend) == []
-
-
-# ---------------------------------------------------------- real training
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupt(epoch, epochs):
-    raise Interrupted
-
-
-@pytest.mark.skipif(get_device() != 'cpu', reason='equal on a CPU')
-def test_training_continues_to_the_same_curves(tmp_path):
-    def small(name, **more):
-        cfg = Config.fromfile(CONFIGS / 'quickstart/pmamba_scratch_digits.py')
-        cfg.merge_from_dict(
-            {
-                'train_cfg.max_epochs': 2,
-                'train_dataloader.dataset.fraction': 0.05,
-                'experiment_name': f'{tmp_path}-{name}-{len(more)}',
-                'work_dir': str(tmp_path / name),
-                **more,
-            }
-        )
-        return cfg
-
-    told = []
-    whole = train_config(small('whole'), lambda *args: told.append(args))
-    assert told == [(1, 2), (2, 2)]
-    assert [epoch for epoch, _ in whole['accuracy']] == [1, 2]
-    with pytest.raises(Interrupted):
-        train_config(small('part'), interrupt)
-    newest = str(tmp_path / 'part' / 'epoch_1.pth')
-    found = train_config(
-        small('part', resume=True, load_from=newest), lambda *args: None
-    )
-    assert found['accuracy'][-1] == whole['accuracy'][-1]
-    # Interrupted between the last checkpoint and its validation.
-    for path in (tmp_path / 'whole').glob('*/vis_data/scalars.json'):
-        path.unlink()
-    newest = str(tmp_path / 'whole' / 'epoch_2.pth')
-    found = train_config(
-        small('whole', resume=True, load_from=newest), lambda *args: None
-    )
-    assert found['accuracy'] == whole['accuracy'][-1:]
 
 
 def test_options_that_replace_hold_for_every_seed(tmp_path, config):
@@ -371,3 +326,67 @@ def test_one_run_at_a_time_in_a_folder(tmp_path, config):
             run_grid(grid, tmp_path, workers=1, train=pretend)
         assert attempts(tmp_path / 'a_seed0') == []
     assert run_grid(grid, tmp_path, workers=1, train=pretend) == []
+
+
+# ----------------------------------------------------------------- search
+
+
+def peaked(cfg, report, metric):
+    """Stands in for training with a best rate, other on the test data."""
+    measured = pretend(cfg, report, metric)
+    best = 0.2 if cfg.data == 'held-out' else 0.4
+    score = -abs(cfg.lr - best) - 0.001 * cfg.randomness.seed
+    return dict(measured, accuracy=[(1, score)])
+
+
+def searching(config, values=(0.1, 0.2, 0.4)):
+    options = {'lr': 7.0, 'data': 'test'}
+    search = Search('lr', list(values), [8, 9], {'data': 'held-out'})
+    contestants = [
+        Contestant('teacher', config, options, seeds=[0], search=[]),
+        Contestant('a', config, options, {'model.teacher_ckpt': 'teacher'}),
+    ]
+    return Grid('', contestants, range(2), search=search)
+
+
+def test_the_best_on_held_out_data_is_run(tmp_path, config):
+    grid = searching(config)
+    assert run_grid(grid, tmp_path, train=peaked) == []
+    choice = read_choices(grid, tmp_path)['a']
+    assert (choice.value, choice.at_edge) == (0.2, False)
+    scores = {value: round(score, 4) for value, score in choice.scores}
+    assert scores == {0.1: -0.1085, 0.2: -0.0085, 0.4: -0.2085}
+    teacher, *finals = read_results(grid, tmp_path)
+    assert (teacher.value, teacher.final) == (None, -6.6)
+    assert [run.value for run in finals] == [0.2, 0.2]
+    assert [round(run.final, 4) for run in finals] == [-0.2, -0.201]
+
+
+def test_a_wider_search_runs_again_only_what_it_changes(
+    tmp_path, config, capsys
+):
+    narrow = searching(config, (0.1, 0.2))
+    assert run_grid(narrow, tmp_path, train=peaked) == []
+    assert read_choices(narrow, tmp_path)['a'].at_edge
+    final = tmp_path / 'a_seed0'
+    same = searching(config, (0.1, 0.2, 0.3))
+    assert run_grid(same, tmp_path, train=peaked) == []
+    assert len(attempts(final)) == 1
+    assert 'a_seed0: finished before, with 0.2' in capsys.readouterr().out
+    other = searching(config, (0.1, 0.21, 0.3, 0.195))
+    # Until it has run again, what there is does not count.
+    jobs = plan_jobs(other, tmp_path)
+    assert digests_of(jobs)['a_seed0'] is None
+    assert [r.name for r in read_results(other, tmp_path)] == ['teacher']
+    assert run_grid(other, tmp_path, train=peaked) == []
+    assert len(attempts(final)) == 2
+    assert read_result(final).value == 0.195
+
+
+def test_a_failed_search_leaves_its_contestant_out(tmp_path, config, capsys):
+    grid = searching(config)
+    grid.search.options['fails'] = True
+    failed = run_grid(grid, tmp_path, train=peaked)
+    assert len(failed) == 6 + 2
+    assert 'a_seed0 is left out' in capsys.readouterr().err
+    assert read_choices(grid, tmp_path) == {}

@@ -152,3 +152,21 @@ def test_digits():
     counts = np.bincount(dataset.get_gt_labels())
     assert counts.min() >= 25
     assert counts.max() <= 27
+
+
+def test_the_rest_is_what_a_share_leaves(folder):
+    """Also where the data set is a share itself."""
+    part = dict(fraction=0.75, seed=1)
+    kept = build(pictures(folder), **part)
+    rest = build(pictures(folder), **part, rest=True)
+    assert paths_of(kept) | paths_of(rest) == paths_of(
+        DATASETS.build(pictures(folder))
+    )
+    assert not paths_of(kept) & paths_of(rest) and len(rest) == 3 + 1
+    inner = dict(
+        type='transmamba.FractionDataset', dataset=pictures(folder), **part
+    )
+    small = build(inner, fraction=1 / 3, seed=5)
+    assert paths_of(small) < paths_of(kept) and len(small) == 3 + 2 + 1
+    with pytest.raises(ValueError, match='leaves no sample'):
+        build(pictures(folder), rest=True)

@@ -23,6 +23,10 @@ class Contestant:
             checkpoint, to the contestant that trains it. It is the final one
             of that contestant's first seed.
         seeds (Sequence[int], optional): Seeds in place of the grid's.
+        search (Sequence[float], optional): Values to choose from, in place
+            of those of the grid's :class:`Search`; none if empty.
+        wave (int): All cells of a wave come before those of the next.
+            Defaults to 0.
     """
 
     name: str
@@ -30,18 +34,45 @@ class Contestant:
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: Mapping[str, str] = field(default_factory=dict)
     seeds: Optional[Sequence[int]] = None
+    search: Optional[Sequence[float]] = None
+    wave: int = 0
+
+
+@dataclass(frozen=True)
+class Search:
+    """A setting that every contestant chooses for itself, on other data.
+
+    Attributes:
+        key (str): Dotted key of the config, such as a learning rate's.
+        values (Sequence[float]): What is tried.
+        seeds (Sequence[int]): Of the runs that choose. Best other ones than
+            those of the comparison.
+        options (Mapping[str, Any]): Overrides, after the contestant's own:
+            what makes these runs evaluate held-out data.
+    """
+
+    key: str
+    values: Sequence[float]
+    seeds: Sequence[int]
+    options: Mapping[str, Any]
 
 
 class Cell(NamedTuple):
-    """One training run: a contestant and a seed."""
+    """One training run: a contestant and a seed.
+
+    ``value`` is what the search tries in this run. None: the run counts in
+    the comparison, with the value that was chosen, if there is a search.
+    """
 
     contestant: Contestant
     seed: int
+    value: Optional[float] = None
 
     @property
     def key(self) -> str:
         """str: Unique in the grid, and the name of the cell's folder."""
-        return f'{self.contestant.name}_seed{self.seed}'
+        tried = '' if self.value is None else f'@{self.value:g}'
+        return f'{self.contestant.name}{tried}_seed{self.seed}'
 
 
 @dataclass(frozen=True)
@@ -59,9 +90,14 @@ class Grid:
             the first minus the second.
         seed_keys (Sequence[str]): Keys of the config that take the seed.
             Defaults to ``('randomness.seed',)``.
+        search (Search, optional): What each contestant chooses before it
+            competes. Defaults to None.
+        metric (str): What the evaluator calls the result, higher is better.
+            Defaults to ``'accuracy/top1'``.
 
     Raises:
-        ValueError: If a name is unfit for a folder, given twice or unknown.
+        ValueError: If a name is unfit for a folder, given twice or unknown,
+            or a search has no values or seeds.
     """
 
     title: str
@@ -70,6 +106,8 @@ class Grid:
     options: Mapping[str, Any] = field(default_factory=dict)
     pairs: Sequence[tuple[str, str]] = ()
     seed_keys: Sequence[str] = ('randomness.seed',)
+    search: Optional[Search] = None
+    metric: str = 'accuracy/top1'
 
     def __post_init__(self) -> None:
         known: set[str] = set()
@@ -81,25 +119,61 @@ class Grid:
                 raise ValueError(f'{name!r} needs {unknown}, not before it')
             if not self.cells_of(contestant):
                 raise ValueError(f'{name!r} has no seed to run with')
+            if contestant.search and self.search is None:
+                raise ValueError(f'{name!r} searches, but the grid does not')
             known.add(name)
         if unknown := set(chain.from_iterable(self.pairs)) - known:
             raise ValueError(f'pairs of {unknown}, who do not take part')
+        if self.search and not (self.search.values and self.search.seeds):
+            raise ValueError('a search needs values and seeds')
 
     def cells_of(self, contestant: Contestant) -> list[Cell]:
-        """The runs of one contestant."""
+        """The runs of one contestant that are compared."""
         own = contestant.seeds
         seeds = self.seeds if own is None else own
         return [Cell(contestant, seed) for seed in seeds]
 
-    def cells(self) -> list[Cell]:
-        """All runs, each after those that it needs.
+    def search_cells(self, contestant: Contestant) -> list[Cell]:
+        """The runs by which one contestant chooses."""
+        if self.search is None:
+            return []
+        own = contestant.search
+        values = self.search.values if own is None else own
+        return [
+            Cell(contestant, seed, value)
+            for value in values
+            for seed in self.search.seeds
+        ]
 
-        They go seed by seed, so that an unfinished grid already compares
-        contestants.
+    def cells(self) -> list[Cell]:
+        """All runs, each after those that it waits for.
+
+        Within a wave, searches come first. Then they go seed by seed, so
+        that an unfinished grid already compares contestants.
         """
-        columns = map(self.cells_of, self.contestants)
-        rounds = chain.from_iterable(zip_longest(*columns))
-        return [cell for cell in rounds if cell is not None]
+        ordered: dict[str, Cell] = {}
+
+        def put(cell: Cell) -> None:
+            if cell.key not in ordered:
+                others = self.needs(cell).values()
+                for other in (*others, *self.searches(cell)):
+                    put(other)
+                ordered[cell.key] = cell
+
+        for wave in sorted({each.wave for each in self.contestants}):
+            members = [c for c in self.contestants if c.wave == wave]
+            searches = chain.from_iterable(map(self.search_cells, members))
+            columns = map(self.cells_of, members)
+            rounds = chain.from_iterable(zip_longest(*columns))
+            for cell in chain(searches, filter(None, rounds)):
+                put(cell)
+        return list(ordered.values())
+
+    def searches(self, cell: Cell) -> list[Cell]:
+        """The runs that choose the value for a run."""
+        if cell.value is not None:
+            return []
+        return self.search_cells(cell.contestant)
 
     def needs(self, cell: Cell) -> dict[str, Cell]:
         """The run whose checkpoint goes to each key of the config."""
@@ -116,16 +190,18 @@ def read_grid(path: str, seeds: Optional[int] = None) -> Grid:
     Args:
         path (str): A config with ``title``, ``contestants`` (a list of the
             arguments of :class:`Contestant`), ``seeds`` and, optionally,
-            ``options``, ``pairs`` and ``seed_keys``.
+            ``options``, ``pairs``, ``seed_keys``, ``metric`` and ``search``
+            (the arguments of :class:`Search`).
         seeds (int, optional): How many of its seeds. Defaults to None, all.
 
     Returns:
         Grid: The grid.
     """
     cfg = Config.fromfile(path).to_dict()
-    fields = ('title', 'options', 'pairs', 'seed_keys')
+    fields = ('title', 'options', 'pairs', 'seed_keys', 'metric')
     return Grid(
         contestants=[Contestant(**each) for each in cfg['contestants']],
         seeds=cfg['seeds'][:seeds],
+        search=Search(**cfg['search']) if 'search' in cfg else None,
         **{key: cfg[key] for key in fields if key in cfg},
     )

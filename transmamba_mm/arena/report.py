@@ -8,7 +8,14 @@ from typing import Any, Optional
 from matplotlib.figure import Figure
 
 from .grid import Grid
-from .results import Result, read_results, write_json
+from .results import (
+    Choice,
+    Digests,
+    Result,
+    read_choices,
+    read_results,
+    write_json,
+)
 from .statistics import CONFIDENCE, mean_and_deviation, paired_difference
 
 
@@ -20,15 +27,21 @@ def group(results: Sequence[Result]) -> dict[str, list[Result]]:
     return grouped
 
 
-def summarise(grid: Grid, results: Sequence[Result]) -> dict[str, Any]:
+def summarise(
+    grid: Grid,
+    results: Sequence[Result],
+    choices: Optional[Mapping[str, Choice]] = None,
+) -> dict[str, Any]:
     """Final accuracies, and differences of the pairs that share seeds.
 
     Args:
         grid (Grid): What was to be run.
         results (Sequence[Result]): Those that there are.
+        choices (Mapping[str, Choice], optional): What searches found.
 
     Returns:
-        dict: ``contestants`` by name, and ``differences``, a list.
+        dict: ``contestants`` by name, ``differences``, a list, and
+        ``choices`` by name.
     """
     finals = {
         name: {run.seed: run.final for run in runs}
@@ -45,7 +58,13 @@ def summarise(grid: Grid, results: Sequence[Result]) -> dict[str, Any]:
             differences.append(
                 dict(pair=names, text=str(found), **found._asdict())
             )
-    return dict(contestants=contestants, differences=differences)
+    chosen = {
+        name: dict(choice._asdict(), at_edge=choice.at_edge)
+        for name, choice in (choices or {}).items()
+    }
+    return dict(
+        contestants=contestants, differences=differences, choices=chosen
+    )
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -60,6 +79,10 @@ def table(summary: dict[str, Any]) -> str:
     for row in summary['differences']:
         lines.append(f'{" - ".join(row["pair"]):<44}{row["text"]}')
     lines.append('(other processors give other figures)')
+    for name, row in summary['choices'].items():
+        scores = ', '.join(f'{v:g}: {score:.1f}' for v, score in row['scores'])
+        edge = ', AT THE EDGE of what was tried' if row['at_edge'] else ''
+        lines.append(f'{name} chose {row["value"]:g} ({scores}){edge}')
     return '\n'.join(lines)
 
 
@@ -118,7 +141,7 @@ def plot_similarity(result: Result, path: Path) -> None:
 
 
 def write_report(
-    grid: Grid, out_dir: Path, digests: Optional[Mapping[str, str]] = None
+    grid: Grid, out_dir: Path, digests: Optional[Digests] = None
 ) -> dict[str, Any]:
     """Writes what the finished cells say, and prints the table.
 
@@ -137,7 +160,8 @@ def write_report(
         dict: See :func:`summarise`.
     """
     results = read_results(grid, out_dir, digests)
-    summary = summarise(grid, results)
+    choices = read_choices(grid, out_dir, digests)
+    summary = summarise(grid, results, choices)
     write_json(out_dir / 'results.json', [vars(result) for result in results])
     write_json(out_dir / 'summary.json', summary)
     plot_accuracy(grid, results, out_dir / 'accuracy.png')

@@ -2,17 +2,19 @@
 """What a finished cell leaves: one file, complete or not there."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
-from typing import Any, Optional
+from statistics import mean
+from typing import Any, NamedTuple, Optional
 
 from transmamba_mm.engine.hooks import AtomicLocalBackend
 
-from .grid import Grid
+from .grid import Cell, Grid
 
 RESULT_FILE = 'result.json'
-_ACCURACY = 'accuracy/top1'
+Digests = Mapping[str, Optional[str]]
 _SIMILARITY = 'loss_transmamba/similarities/'
 
 
@@ -24,9 +26,16 @@ class Result:
         name (str): The contestant's.
         seed (int): Seed of the run.
         digest (str): Of the config that was trained.
-        accuracy (list[tuple[int, float]]): (epoch, top-1 in percent).
+        accuracy (list[tuple[int, float]]): (epoch, the grid's metric), top-1
+            in percent if it names no other.
         similarity (dict[str, list[tuple[int, float]]]): For each
             ``direction/layer``, (iteration, cosine similarity).
+        value (float, optional): Of the grid's search.
+        costs (list[dict]): One for each epoch, summed up since the start:
+            ``epoch``, ``images`` seen, ``teacher_images``, those that the
+            teacher saw, ``seconds`` and ``cpu_seconds`` of the training
+            without validation. Empty in results of earlier versions.
+        device (str): ``'cpu'`` or the GPU's name; empty as well.
     """
 
     name: str
@@ -34,10 +43,13 @@ class Result:
     digest: str
     accuracy: list
     similarity: dict
+    value: Optional[float] = None
+    costs: list = field(default_factory=list)
+    device: str = ''
 
     @property
     def final(self) -> float:
-        """float: Top-1 after the last epoch, in percent."""
+        """float: The metric after the last epoch."""
         return self.accuracy[-1][1]
 
 
@@ -52,19 +64,88 @@ def read_result(folder: Path) -> Optional[Result]:
     return Result(**json.loads(path.read_text())) if path.exists() else None
 
 
-def read_results(
-    grid: Grid, out_dir: Path, digests: Optional[Mapping[str, str]] = None
-) -> list[Result]:
-    """The results that there are, by contestant, then by seed.
+class Choice(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        value (float): The best one, of equal ones the first.
+        scores (list[tuple[float, float]]): Each value and its mean on the
+            held-out data.
+    """
+
+    value: float
+    scores: list[tuple[float, float]]
+
+    @property
+    def at_edge(self) -> bool:
+        """bool: Whether a better value may lie beyond those tried."""
+        tried = [value for value, _ in self.scores]
+        return self.value in (min(tried), max(tried))
+
+
+def choose(found: Iterable[tuple[float, float]]) -> Choice:
+    """Chooses the value with the best mean.
+
+    Args:
+        found (Iterable[tuple[float, float]]): A value and what a run with
+            it measured, NaN if it diverged.
+    """
+    by_value: dict[float, list[float]] = {}
+    for value, score in found:
+        by_value.setdefault(value, []).append(score)
+    scores = [(value, mean(each)) for value, each in by_value.items()]
+    usable = [pair for pair in scores if not isnan(pair[1])] or scores
+    return Choice(max(usable, key=lambda pair: pair[1])[0], scores)
+
+
+def read_choices(
+    grid: Grid, out_dir: Path, digests: Optional[Digests] = None
+) -> dict[str, Choice]:
+    """What the finished searches chose, by contestant.
 
     Args:
         grid (Grid): What was to be run.
         out_dir (Path): Parent of the cells' folders.
-        digests (Mapping[str, str], optional): Of the config of each cell,
-            by its key. A result of another config is left out, which is
-            printed. Defaults to None: all results count.
+        digests (Mapping, optional): See :func:`read_results`.
     """
-    cells = [c for one in grid.contestants for c in grid.cells_of(one)]
+    choices = {}
+    for contestant in grid.contestants:
+        cells = grid.search_cells(contestant)
+        found = _read(cells, out_dir, digests)
+        if cells and len(found) == len(cells):
+            choices[contestant.name] = choose(
+                (result.value, result.final) for result in found
+            )
+    return choices
+
+
+def read_results(
+    grid: Grid, out_dir: Path, digests: Optional[Digests] = None
+) -> list[Result]:
+    """The results that are compared, by contestant, then by seed.
+
+    Args:
+        grid (Grid): What was to be run.
+        out_dir (Path): Parent of the cells' folders.
+        digests (Mapping[str, str | None], optional): Of the config of each
+            cell, by its key. A result of another config, or with another
+            value than the search chose, is left out, which is printed.
+            Defaults to None: results of all configs count.
+    """
+    choices = read_choices(grid, out_dir, digests)
+    results = []
+    for contestant in grid.contestants:
+        found = _read(grid.cells_of(contestant), out_dir, digests)
+        if grid.search_cells(contestant):
+            choice = choices.get(contestant.name)
+            found = [r for r in found if choice and r.value == choice.value]
+        results += found
+    return results
+
+
+def _read(
+    cells: Sequence[Cell], out_dir: Path, digests: Optional[Digests]
+) -> list[Result]:
     results = []
     for cell in cells:
         result = read_result(out_dir / cell.key)
@@ -77,7 +158,7 @@ def read_results(
     return results
 
 
-def read_curves(work_dir: Path) -> dict[str, Any]:
+def read_curves(work_dir: Path, metric: str) -> dict[str, Any]:
     """Accuracy and similarity, as of :class:`Result`, from a run's logs.
 
     A resumed run has several; where two hold a step, the later one counts.
@@ -89,8 +170,8 @@ def read_curves(work_dir: Path) -> dict[str, Any]:
             if not line.endswith('}'):
                 continue  # cut off when the machine stopped
             entry = json.loads(line)
-            if _ACCURACY in entry:
-                accuracy[entry['step']] = entry[_ACCURACY]
+            if metric in entry:
+                accuracy[entry['step']] = entry[metric]
             for key in entry:
                 if key.startswith(_SIMILARITY):
                     curve = similarity.setdefault(key[len(_SIMILARITY) :], {})

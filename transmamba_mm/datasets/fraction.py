@@ -36,7 +36,7 @@ def stratified_indices(
 
 @DATASETS.register_module(name='FractionDataset')
 def fraction_dataset(
-    dataset: dict, fraction: float = 1.0, seed: int = 0
+    dataset: dict, fraction: float = 1.0, seed: int = 0, rest: bool = False
 ) -> BaseDataset:
     """Builds a dataset and keeps a seeded, class-balanced share of it.
 
@@ -50,26 +50,33 @@ def fraction_dataset(
         fraction (float): Share to keep, in (0, 1]. Defaults to 1.
         seed (int): Seed of the choice, independent of the run's. Defaults
             to 0.
+        rest (bool): Keep all but this share instead, to validate on what
+            another dataset with the same arguments does not train on.
+            Defaults to False.
 
     Returns:
         BaseDataset: The reduced dataset.
 
     Raises:
-        ValueError: If ``fraction`` is out of range.
+        ValueError: If ``fraction`` is out of range, or there is no rest.
     """
     if not 0 < check_number('fraction', fraction) <= 1:
         raise ValueError(f'fraction must lie in (0, 1], got {fraction}')
     check_int('seed', seed, minimum=0)
     built = DATASETS.build(dataset)
-    if fraction == 1:
+    if fraction == 1 and not rest:
         return built
     total = len(built)
     labels = np.asarray(built.get_gt_labels())
     indices = stratified_indices(labels, fraction, seed)
+    if rest:
+        indices = np.setdiff1d(np.arange(total), indices).tolist()
+        if not indices:
+            raise ValueError(f'fraction={fraction:g} leaves no sample')
     built.get_subset_(indices)
     print_log(
-        f'training on {len(indices)} of {total} samples '
-        f'(fraction={fraction:g}, seed={seed})',
+        f'using {len(indices)} of {total} samples '
+        f'({fraction=:g}, {seed=}, {rest=})',
         logger='current',
     )
     return built

@@ -7,14 +7,13 @@ Run::
 
 _base_ = [
     '../../_base_/teachers/vit_64x4_24.py',
-    '../../_base_/datasets/cifar10_24.py',
+    '../../_base_/datasets/cifar10_24_held-out.py',
     '../../_base_/schedules/arena_adamw_cosine.py',
     '../../_base_/default_runtime.py',
 ]
 
 model = _base_.teacher
 
-train_dataloader = dict(dataset=dict(fraction=0.9))
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
 param_scheduler = [
     dict(_base_.param_scheduler[0], end=0.45),
