@@ -7,12 +7,14 @@ in :mod:`.families`; :mod:`.roles` is the vocabulary of their parameters,
 """
 
 from .families import FAMILIES, TeacherError, TeacherFamily, register
+from .inputs import ResizingDataPreprocessor, TeacherInput
 from .pair import Pair, PairAware, sides_of
 from .records import TapRecord, TokenRecord
 from .scan_orders import scan_order
 from .student import GridStudent, MambaStudent, Student, find_student
 from .taps import DirectionTap, DirectionTaps
 from .teacher import Teacher, TeacherWeights, read_teacher
+from .teachers import Teachers, teacher_at, teachers_of
 
 __all__ = [
     'FAMILIES',
@@ -22,16 +24,21 @@ __all__ = [
     'MambaStudent',
     'Pair',
     'PairAware',
+    'ResizingDataPreprocessor',
     'Student',
     'TapRecord',
     'Teacher',
     'TeacherError',
     'TeacherFamily',
+    'TeacherInput',
     'TeacherWeights',
+    'Teachers',
     'TokenRecord',
     'find_student',
     'read_teacher',
     'register',
     'scan_order',
     'sides_of',
+    'teacher_at',
+    'teachers_of',
 ]

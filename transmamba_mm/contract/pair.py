@@ -7,8 +7,10 @@ from typing import Optional
 from mmrazor.models.algorithms import SingleTeacherDistill
 from torch import nn
 
+from .inputs import input_size
 from .student import Student
 from .teacher import Teacher
+from .teachers import teacher_at
 
 
 class Pair:
@@ -39,6 +41,12 @@ class Pair:
             TeacherError: See :class:`Teacher`.
         """
         return Teacher(self._teacher, backbone)
+
+    def teacher_input_size(
+        self, backbone: Optional[str] = None
+    ) -> Optional[tuple[int, int]]:
+        """Height and width of that teacher's images, if not the student's."""
+        return input_size(teacher_at(self._teacher, backbone)[0])
 
 
 class PairAware(ABC):

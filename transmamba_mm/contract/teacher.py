@@ -31,6 +31,7 @@ from .sites import (
     Captured,
     check_site,
 )
+from .teachers import Teachers, teachers_of
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,7 @@ class Teacher:
         layer_dims (tuple[int, ...]): Width of the residual stream at each
             layer.
         embed_dims (int): Width after the last layer.
+        in_channels (int): Channels of an image.
         num_layers (int): Number of layers.
         num_heads (tuple[int, ...]): Attention heads of each layer.
         num_extra_tokens (int): Class and similar tokens in front.
@@ -219,6 +221,12 @@ class Teacher:
     def __init__(
         self, model: nn.Module, backbone: Optional[str] = None
     ) -> None:
+        if backbone is None and isinstance(model, Teachers):
+            raise TeacherError(
+                f'there are the teachers {list(teachers_of(model))}: say by '
+                f'teacher=... of a method, or teacher_backbone=... of another '
+                f'part, which one it reads'
+            )
         # Not `state_dict`, whose names are not always those of the modules.
         self._parameters = dict(model.named_parameters())
         self._modules = dict(model.named_modules())
@@ -306,6 +314,11 @@ class Teacher:
     def patch_size(self) -> int:
         """int: See the class."""
         return self.parameter('patch_embed.weight').shape[-1]
+
+    @property
+    def in_channels(self) -> int:
+        """int: See the class."""
+        return self.parameter('patch_embed.weight').shape[1]
 
     @property
     def stride(self) -> int:

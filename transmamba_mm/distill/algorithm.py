@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Optional, Union
 
-import torch
 from mmengine.dist import is_distributed
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
@@ -13,7 +12,6 @@ from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
-from transmamba_mm.checkpoints import read_state_dict
 from transmamba_mm.checkpoints.load import read_classifier_state
 from transmamba_mm.checks import check_bool, check_number
 from transmamba_mm.contract import (
@@ -22,6 +20,7 @@ from transmamba_mm.contract import (
     Pair,
     PairAware,
     Student,
+    Teachers,
 )
 from transmamba_mm.contract.roles import in_group, split_role
 from transmamba_mm.registry import MODELS
@@ -30,15 +29,12 @@ from .distiller import MethodDistiller
 from .losses import DistillLoss
 from .schedule import (
     Schedule,
-    reads_student,
+    recorders_read,
     recording,
     restricted,
     zero_of,
 )
-
-# Not part of a teacher: preprocessing constants, and the buffers that
-# mmpretrain's EMA used to write beside the weights.
-_IGNORED_PREFIXES = ('data_preprocessor.', 'ema_')
+from .teacher_branch import TeacherBranch
 
 _STUDENT = 'architecture.'
 _PARTS = (_STUDENT, 'teacher.', 'distiller.')
@@ -60,9 +56,14 @@ class TransMambaDistill(SingleTeacherDistill):
 
     Args:
         architecture (dict | BaseModel): The student.
-        teacher (dict | BaseModel): The teacher.
+        teacher (dict | BaseModel): The teacher, or several by name,
+            ``dict(a=dict(type=...), b=dict(type=...))``, of which methods
+            name one (``teacher='a'``). A teacher sees the student's images,
+            mixup and cutmix included, in the normalisation and size that its
+            own ``data_preprocessor`` states, or else in the student's.
         distiller (dict): An ``mmrazor.ConfigurableDistiller``.
-        teacher_ckpt (str, optional): Path or URL of the teacher's weights.
+        teacher_ckpt (str | dict, optional): Path or URL of the teacher's
+            weights, of several by name.
             May be left out if the teacher's own ``init_cfg`` names a
             pretrained checkpoint. It is read when weights are initialised,
             so testing a distilled checkpoint does not need it.
@@ -83,7 +84,7 @@ class TransMambaDistill(SingleTeacherDistill):
         architecture: Union[dict, BaseModel],
         teacher: Union[dict, BaseModel],
         distiller: dict,
-        teacher_ckpt: Optional[str] = None,
+        teacher_ckpt: Union[str, dict, None] = None,
         alpha: float = 0.5,
         data_preprocessor: Union[dict, nn.Module, None] = None,
         **kwargs,
@@ -118,6 +119,8 @@ class TransMambaDistill(SingleTeacherDistill):
             architecture = dict(architecture)
             architecture.setdefault('data_preprocessor', data_preprocessor)
             data_preprocessor = None
+        if isinstance(teacher, dict) and 'type' not in teacher:
+            teacher = Teachers(teacher)
         super().__init__(
             distiller=distiller,
             teacher=teacher,
@@ -126,7 +129,8 @@ class TransMambaDistill(SingleTeacherDistill):
             **kwargs,
         )
         self.alpha = alpha
-        self.teacher_ckpt = teacher_ckpt or _pretrained_path(self.teacher)
+        self.teacher_ckpt = teacher_ckpt
+        self.branch = TeacherBranch(self.teacher, self.data_preprocessor)
         # mmrazor's own switch is a silent no-op on torch >= 2; in-place
         # activations would overwrite recorded features.
         for module in self.modules():
@@ -152,35 +156,8 @@ class TransMambaDistill(SingleTeacherDistill):
         super().init_weights()
 
     def load_teacher(self) -> None:
-        """Loads ``teacher_ckpt`` into the teacher, all or nothing.
-
-        Raises:
-            ValueError: If there is no checkpoint, or any tensor is missing,
-                superfluous or of another shape.
-        """
-        if self.teacher_ckpt is None:
-            raise ValueError(
-                'the teacher has no weights: set teacher_ckpt (path or URL) '
-                'of TransMambaDistill'
-            )
-        state = {
-            key: value
-            for key, value in read_state_dict(self.teacher_ckpt).items()
-            if not key.startswith(_IGNORED_PREFIXES)
-        }
-        try:
-            self.teacher.load_state_dict(state, strict=True)
-        except RuntimeError as error:
-            lines = str(error).splitlines()
-            detail = '\n'.join(line[:300] for line in lines[1:7])
-            raise ValueError(
-                f"teacher checkpoint '{self.teacher_ckpt}' does not match "
-                f'the teacher {type(self.teacher).__name__}: give the '
-                f'checkpoint of this very architecture and number of '
-                f'classes.\n{detail}'
-            ) from error
-        # Keeps BaseModule.init_weights from initialising it anew.
-        self.teacher._is_init = True
+        """Loads ``teacher_ckpt``; see :meth:`TeacherBranch.load`."""
+        self.branch.load(self.teacher_ckpt)
 
     def _accept_student(self, state_dict: dict, prefix: str, *args) -> None:
         """Lets a checkpoint of the student alone be loaded, in place.
@@ -242,11 +219,12 @@ class TransMambaDistill(SingleTeacherDistill):
         deliveries = distiller.deliveries if active else nullcontext()
         if active:
             distiller.set_deliveries_override(False)
-            recorders = recording(distiller, active, student=False)
-            with recorders, deliveries, torch.no_grad():
-                self.teacher(batch_inputs, data_samples, mode='tensor')
+            with deliveries:
+                self.branch.record(
+                    distiller, active, batch_inputs, data_samples
+                )
         task = {}
-        if phase.task_loss or reads_student(distiller, active):
+        if phase.task_loss or recorders_read(distiller, active, student=True):
             distiller.set_deliveries_override(True)
             recorders = recording(distiller, active, student=True)
             with recorders, deliveries:
@@ -412,11 +390,3 @@ class TransMambaDistill(SingleTeacherDistill):
         ):
             for recorder in manager.recorders.values():
                 recorder.reset_data_buffer()
-
-
-def _pretrained_path(teacher: nn.Module) -> Optional[str]:
-    """Checkpoint that a teacher's ``init_cfg`` names, if any."""
-    init_cfg = getattr(teacher, 'init_cfg', None)
-    if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-        return init_cfg['checkpoint']
-    return None

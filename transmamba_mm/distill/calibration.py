@@ -67,7 +67,8 @@ class FeatureCalibration(BaseConnector, PairAware):
         grid (tuple[int, ...], optional): Interpolate taps to this token
             grid first, for students whose grid differs from the teacher's.
             Defaults to None: no interpolation, except that hierarchical
-            students get the grid that the teacher has on the same images.
+            students, and all where the teacher has an input size of its own,
+            get the grid that the teacher has.
         student_backbone (str, optional): Name of the student's module, for
             models that hold several. Defaults to None, the only one.
         teacher_backbone (str, optional): Likewise of the teacher's.
@@ -125,10 +126,14 @@ class FeatureCalibration(BaseConnector, PairAware):
                     f'grid=(h, w) for a hierarchical student'
                 ) from error
             self.out_channels = teacher.embed_dims
-        if self.grid is None and backbone.hierarchical:
+        size = pair.teacher_input_size(self.teacher_backbone)
+        if self.grid is None and (size or backbone.hierarchical):
             teacher = pair.teacher(self.teacher_backbone)
-            stride = backbone.patch_embed.stride
-            self._stride_ratio = stride / teacher.last_stride
+            if size:
+                self.grid = tuple(side // teacher.last_stride for side in size)
+            else:
+                stride = backbone.patch_embed.stride
+                self._stride_ratio = stride / teacher.last_stride
         self._build()
 
     def _build(self) -> None:

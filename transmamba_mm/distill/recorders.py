@@ -20,7 +20,9 @@ from transmamba_mm.contract import (
     TapRecord,
     Teacher,
     TeacherError,
+    Teachers,
     find_student,
+    teacher_at,
 )
 from transmamba_mm.contract.sites import LAYERS, LOGITS, TOKENS, Captured
 from transmamba_mm.contract.teacher import Classifier
@@ -179,10 +181,12 @@ class TeacherSiteRecorder(SiteRecorder):
         try:
             return Teacher(model, self.backbone)
         except TeacherError:
+            named = self.backbone is not None or isinstance(model, Teachers)
+            one, _ = teacher_at(model, self.backbone)
             # Its scores are enough, be it a convolutional network.
-            if self.source != LOGITS or self.backbone is not None:
+            if self.source != LOGITS or (named and one is model):
                 raise
-            return Classifier(model)
+            return Classifier(one)
 
 
 @TASK_UTILS.register_module()
@@ -262,6 +266,13 @@ class PatchTokensRecorder(LayerwiseOutputsRecorder):
         if self._norm_replaces_last:
             del outputs[-2]
         return [out[:, self.num_extra_tokens :] for out in outputs]
+
+
+def place_of(recorder: BaseRecorder) -> str:
+    """Name of the module, or pattern of names, that a recorder watches."""
+    if isinstance(recorder, (SiteRecorder, PatchTokensRecorder)):
+        return recorder.backbone or recorder.source
+    return recorder.source
 
 
 def _last_layer_and_norm(model: nn.Module, names: list[str]) -> bool:

@@ -5,12 +5,13 @@ All times are shares of the training, from 0 to 1.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Optional, Union
 
 from mmrazor.models.distillers import ConfigurableDistiller
+from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
 from torch import Tensor
 
 from transmamba_mm.checks import check_bool, check_number, check_positive
@@ -233,15 +234,8 @@ def recording(
     manager = distiller.teacher_recorders
     if student:
         manager = distiller.student_recorders
-    used, needed = set(), set()
-    for name, mapping in distiller.loss_forward_mappings.items():
-        read = {
-            source['recorder']
-            for source in mapping.values()
-            if source['from_student'] == student
-        }
-        used |= read
-        needed |= read if name in losses else set()
+    used = recorders_read(distiller, distiller.loss_forward_mappings, student)
+    needed = recorders_read(distiller, losses, student)
     stack = ExitStack()
     for name, recorder in manager.recorders.items():
         if name in needed or name not in used:
@@ -249,15 +243,19 @@ def recording(
     return stack
 
 
-def reads_student(
-    distiller: ConfigurableDistiller, losses: Sequence[str]
-) -> bool:
-    """Whether one of these losses reads the student's forward pass."""
-    return any(
-        source['from_student']
+def recorders_read(
+    distiller: ConfigurableDistiller, losses: Iterable[str], student: bool
+) -> dict[str, BaseRecorder]:
+    """Recorders of one side that some losses read, by name."""
+    manager = distiller.teacher_recorders
+    if student:
+        manager = distiller.student_recorders
+    return {
+        source['recorder']: manager.recorders[source['recorder']]
         for name in losses
         for source in distiller.loss_forward_mappings[name].values()
-    )
+        if source['from_student'] == student
+    }
 
 
 def zero_of(parameters: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from transmamba_mm.checkpoints import read_state_dict
-from transmamba_mm.contract import TeacherWeights, read_teacher, sides_of
+from transmamba_mm.contract import (
+    TeacherInput,
+    TeacherWeights,
+    read_teacher,
+    sides_of,
+    teacher_at,
+)
 from transmamba_mm.contract.layer_map import LayerMap
 from transmamba_mm.registry import HOOKS, MODELS
 
@@ -35,6 +41,19 @@ from .subclone import Subcloner
 
 def _already_initialised() -> None:
     """Stands in for ``init_weights`` until training starts."""
+
+
+def _for_teacher(
+    student: nn.Module, teacher: nn.Module
+) -> Callable[..., dict]:
+    """Preprocesses batches of the student's, as the teacher wants them."""
+    convert = TeacherInput(teacher, student.data_preprocessor)
+
+    def preprocess(batch: dict, training: bool) -> dict:
+        data = student.data_preprocessor(batch, training)
+        return {**data, 'inputs': convert(data['inputs'])}
+
+    return preprocess
 
 
 @HOOKS.register_module()
@@ -93,7 +112,8 @@ class SubcloneInitializer(Hook):
             its model, for models that hold several, e.g. an image and a
             text tower. Defaults to None, the only one.
         teacher_backbone (str, optional): Likewise of the Transformer's, in
-            its model or checkpoint. Defaults to None.
+            its model or checkpoint; of several teachers of a distillation,
+            the name of the one. Defaults to None.
 
     Raises:
         TransferError: If no teacher is given, nothing can be copied, or an
@@ -190,15 +210,16 @@ class SubcloneInitializer(Hook):
             TransferPlan: The plan.
         """
         student, teacher = sides_of(model)
+        teacher, name = teacher_at(teacher, self.teacher_backbone)
         ssm_weights: Any = None
         if self.ssm_from not in (None, 'attention'):
             ssm_weights = read_state_dict(self.ssm_from)
         reference = None
         if self.reference_ckpt is not None:
-            reference = self._read(read_state_dict(self.reference_ckpt))
+            reference = _read(read_state_dict(self.reference_ckpt), name)
         activations = changes = mean_inputs = None
         if data is not None and (teacher or self.teacher) is not None:
-            measure = partial(self._measure, student, teacher, data)
+            measure = partial(self._measure, student, teacher, name, data)
             activations = partial(measure, self._activations)
             changes = partial(measure, self._changes)
             mean_inputs = partial(measure, self._mean_inputs)
@@ -210,7 +231,7 @@ class SubcloneInitializer(Hook):
             )
         plan = Subcloner(
             student,
-            self._read(self._teacher_state(model, teacher)),
+            _read(self._teacher_state(model, teacher), name),
             importance=self.importance,
             reference=reference,
             activations=activations,
@@ -232,10 +253,6 @@ class SubcloneInitializer(Hook):
         _check_one_initialiser(student, plan)
         return plan
 
-    def _read(self, state: dict) -> TeacherWeights:
-        state = {key: value.cpu() for key, value in state.items()}
-        return read_teacher(state, self.teacher_backbone)
-
     def _teacher_state(
         self, model: nn.Module, teacher: Optional[nn.Module]
     ) -> dict:
@@ -254,6 +271,7 @@ class SubcloneInitializer(Hook):
         self,
         student: nn.Module,
         teacher: Optional[nn.Module],
+        name: Optional[str],
         data: Callable[[], DataLoader],
         measure: Callable[..., Any],
     ) -> Any:
@@ -261,7 +279,9 @@ class SubcloneInitializer(Hook):
         device = next(student.parameters()).device
         running = self._running(teacher, device)
         with seeded(self.seed, device), running as model:
-            found = [measure(student.data_preprocessor, model, data())]
+            found = [
+                measure(_for_teacher(student, model), model, name, data())
+            ]
         broadcast_object_list(found)
         return found[0]
 
@@ -278,25 +298,37 @@ class SubcloneInitializer(Hook):
             yield teacher
 
     def _images(
-        self, preprocess: nn.Module, data: DataLoader
+        self, preprocess: Callable[..., dict], data: DataLoader
     ) -> Iterator[Tensor]:
         for batch in draw_batches(data, self.num_batches, self.seed):
             yield preprocess(batch, False)['inputs']
 
     def _activations(
-        self, preprocess: nn.Module, teacher: nn.Module, data: DataLoader
+        self,
+        preprocess: Callable[..., dict],
+        teacher: nn.Module,
+        name: Optional[str],
+        data: DataLoader,
     ) -> dict[str, Tensor]:
         images = self._images(preprocess, data)
-        return collect_activations(teacher, images, self.teacher_backbone)
+        return collect_activations(teacher, images, name)
 
     def _mean_inputs(
-        self, preprocess: nn.Module, teacher: nn.Module, data: DataLoader
+        self,
+        preprocess: Callable[..., dict],
+        teacher: nn.Module,
+        name: Optional[str],
+        data: DataLoader,
     ) -> list[Tensor]:
         images = self._images(preprocess, data)
-        return collect_mixer_inputs(teacher, images, self.teacher_backbone)
+        return collect_mixer_inputs(teacher, images, name)
 
     def _changes(
-        self, preprocess: nn.Module, teacher: nn.Module, data: DataLoader
+        self,
+        preprocess: Callable[..., dict],
+        teacher: nn.Module,
+        name: Optional[str],
+        data: DataLoader,
     ) -> dict[str, Tensor]:
         options = dict(num_iters=100, share=0.1, optim_wrapper=None)
         if unknown := self.fine_tune.keys() - options:
@@ -310,9 +342,14 @@ class SubcloneInitializer(Hook):
         return collect_changes(
             teacher,
             (preprocess(batch, False) for batch in batches),
-            self.teacher_backbone,
+            name,
             options['optim_wrapper'],
         )
+
+
+def _read(state: dict, name: Optional[str]) -> TeacherWeights:
+    state = {key: value.cpu() for key, value in state.items()}
+    return read_teacher(state, name)
 
 
 def _check_one_initialiser(student: nn.Module, plan: TransferPlan) -> None:

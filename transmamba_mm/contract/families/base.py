@@ -149,8 +149,8 @@ def find_transformer(
 
     Args:
         names (Iterable[str]): Parameter names.
-        backbone (str, optional): Name of its module, where there are
-            several.
+        backbone (str, optional): Name of its module, or of one around it,
+            where there are several.
         where (str): What the names belong to, for messages.
 
     Returns:
@@ -162,14 +162,17 @@ def find_transformer(
     names = list(names)
     found = [x for family in FAMILIES.values() for x in family.find(names)]
     if backbone is not None:
-        found = [x for x in found if x.prefix.rstrip('.') == backbone]
+        inside = [x for x in found if x.prefix.startswith(f'{backbone}.')]
+        named = [x for x in inside if x.prefix == f'{backbone}.']
+        found = named or inside
     if len(found) == 1:
         return found[0]
     if found:
         raise TeacherError(
             f'{where} holds several Transformers, '
             f'{[x.prefix.rstrip(".") for x in found]}: say by name which is '
-            f'the teacher (teacher_backbone, or backbone of a recorder)'
+            f'the teacher (teacher or teacher_backbone of a method, backbone '
+            f'of a recorder)'
         )
     called = '' if backbone is None else f' called {backbone!r}'
     raise TeacherError(

@@ -47,6 +47,8 @@ class DistillMethod(ABC):
         student_backbone (str, optional): Name of the student's module, for
             models that hold several. Defaults to None, the only one.
         teacher_backbone (str, optional): Likewise of the teacher's.
+        teacher (str, optional): Name of the teacher, where there are
+            several. Defaults to None, the only one.
         **span: ``begin``, ``end``, ``warmup`` and ``decay`` of
             :class:`~transmamba_mm.distill.Span`: when the method counts.
 
@@ -67,6 +69,7 @@ class DistillMethod(ABC):
         in_alpha: Optional[bool] = None,
         student_backbone: Optional[str] = None,
         teacher_backbone: Optional[str] = None,
+        teacher: Optional[str] = None,
         **span: Any,
     ) -> None:
         unknown = span.keys() - {field.name for field in fields(Span)}
@@ -80,7 +83,9 @@ class DistillMethod(ABC):
             in_alpha = self.IN_ALPHA
         self.in_alpha = check_bool('in_alpha', in_alpha)
         self.student_backbone = student_backbone
-        self.teacher_backbone = teacher_backbone
+        # A teacher is a module of the model that holds all of them.
+        names = [name for name in (teacher, teacher_backbone) if name]
+        self.teacher_backbone = '.'.join(names) or None
         self.span = Span(**span)
 
     @abstractmethod
