@@ -10,6 +10,8 @@ default_hooks = dict(
     checkpoint=dict(
         type='transmamba.SafeCheckpointHook', interval=1, max_keep_ckpts=2
     ),
+    # Stops at the first loss that is not finite.
+    finite=dict(type='transmamba.FiniteHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='VisualizationHook', enable=False),
     # A run killed at any moment resumes to the same weights.

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple, Optional
 
-from transmamba_mm.engine.hooks import AtomicLocalBackend
+from transmamba_mm.engine.checkpoint import AtomicLocalBackend
 
 from .grid import Cell, Grid
 

@@ -1,136 +1,15 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Hooks that make runs resume to the same result, and start from any file."""
 
-import os
-import os.path as osp
 import random
-from pathlib import Path
-from typing import Any, Union
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank, is_main_process
-from mmengine.fileio import (
-    BaseStorageBackend,
-    LocalBackend,
-    register_backend,
-)
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from transmamba_mm.registry import FUNCTIONS, HOOKS
-
-
-def _replace_file(path: Union[str, Path], content: bytes) -> None:
-    """Writes a file so that a kill leaves the old or the new content."""
-    os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
-    # A fixed name: what a kill leaves behind is overwritten the next time.
-    temporary = f'{path}.part'
-    try:
-        with open(temporary, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if osp.exists(temporary):
-            os.unlink(temporary)
-        raise
-
-
-@register_backend('transmamba_atomic')
-class AtomicLocalBackend(LocalBackend):
-    """A local file backend that never leaves half a file behind."""
-
-    def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
-        """Writes ``obj`` to ``filepath``, all or nothing."""
-        _replace_file(filepath, obj)
-
-
-class _KeepForNow:
-    """A file backend that only notes what is to be removed."""
-
-    def __init__(self, backend: BaseStorageBackend) -> None:
-        self._backend = backend
-        self.doomed: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def remove(self, path: str) -> None:
-        self.doomed.append(path)
-
-    rmtree = remove
-
-
-@HOOKS.register_module()
-class SafeCheckpointHook(CheckpointHook):
-    """mmengine's ``CheckpointHook``, safe against a kill at any moment.
-
-    Checkpoints and the ``last_checkpoint`` file are replaced atomically, and
-    an old checkpoint is removed only when the new one is complete. Takes the
-    same arguments; on a remote ``out_dir`` it leaves writing to the backend.
-    """
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        remote = '://' in str(self.out_dir or '')
-        if self.backend_args is None and not remote:
-            self.backend_args = dict(backend='transmamba_atomic')
-
-    def _save_checkpoint_with_step(
-        self, runner: Runner, step: int, meta: dict
-    ) -> None:
-        doomed = None
-        # Without a limit there is no such list.
-        kept = self.keep_ckpt_ids if self.max_keep_ckpts > 0 else None
-        if kept is not None and (not kept or kept[-1] != step):
-            if len(kept) == self.max_keep_ckpts:
-                doomed = kept.popleft()
-            kept.append(step)
-            runner.message_hub.update_info('keep_ckpt_ids', list(kept))
-        name = self.filename_tmpl.format(step)
-        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
-        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        runner.save_checkpoint(
-            self.out_dir,
-            name,
-            self.file_client_args,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-            **self.args,
-        )
-        if not is_main_process():
-            return
-        pointer = osp.join(runner.work_dir, 'last_checkpoint')
-        _replace_file(pointer, self.last_ckpt.encode())
-        if doomed is not None:
-            name = self.filename_tmpl.format(doomed)
-            self._remove(self.file_backend.join_path(self.out_dir, name))
-
-    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        # MMEngine's own removes the previous best checkpoint first.
-        backend = self.file_backend
-        self.file_backend = _KeepForNow(backend)
-        try:
-            super()._save_best_checkpoint(runner, metrics)
-            doomed = self.file_backend.doomed
-        finally:
-            self.file_backend = backend
-        best = set(getattr(self, 'best_ckpt_path_dict', {}).values())
-        best.add(getattr(self, 'best_ckpt_path', None))
-        for path in doomed:
-            if path not in best:
-                self._remove(path)
-
-    def _remove(self, path: str) -> None:
-        if self.file_backend.isfile(path):
-            self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):
-            self.file_backend.rmtree(path)
 
 
 @HOOKS.register_module()
