@@ -73,6 +73,9 @@ METHODS = dict(
     hint=method('LastLayerHint'),
     stream=method('LastLayerHint', normalised=False, name='stream'),
     hidden=method('HiddenStates'),
+    learned_hidden=method(
+        'HiddenStates', channels='learned', name='learned_hidden'
+    ),
     mixer=method('MixerMatching'),
     own_mixer=method('MixerMatching', teacher_forced=False, name='own_mixer'),
     relations=method('TokenRelations', stages=2),

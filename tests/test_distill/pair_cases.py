@@ -113,9 +113,9 @@ def student_cfg(dims, **backbone) -> dict:
     )
 
 
-def vmamba(depths) -> nn.Module:
-    arch = dict(embed_dims=8, depths=depths, mlp_ratio=2)
-    dims = 8 << len(depths) - 1
+def vmamba(depths, dims=8) -> nn.Module:
+    arch = dict(embed_dims=dims, depths=depths, mlp_ratio=2)
+    dims <<= len(depths) - 1
     return build(student_cfg(dims, type='transmamba.VMamba', arch=arch), 1)
 
 
@@ -173,7 +173,6 @@ PAIRS = {
         lambda: plain_mamba(12),
         plain_mamba_parts,
         _TO_TWO,
-        without=('mixer',),
     ),
     'ViT to VisionMamba': PairCase(
         vit, vit_parts, vision_mamba, vision_mamba_parts, _TO_TWO
@@ -188,10 +187,9 @@ PAIRS = {
     'ViT to VMamba': PairCase(
         vit,
         vit_parts,
-        lambda: vmamba((1, 1, 2)),
+        lambda: vmamba((1, 1, 2), 4),
         vmamba_parts,
         {0: 0, 1: 1, 2: 1, 3: 2},
-        without=('mixer',),
     ),
     'Swin to VMamba': PairCase(
         lambda: build(swin()),

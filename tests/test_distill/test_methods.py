@@ -27,7 +27,7 @@ from pair_cases import (
     watch,
 )
 
-from transmamba_mm.contract import TeacherError
+from transmamba_mm.contract import KeptChannels, TeacherError
 from transmamba_mm.distill import (
     LayerMatchLoss,
     TransMambaDistill,
@@ -45,6 +45,11 @@ def distilled(student, teacher, *methods, alpha=0.5, **kwargs):
     return model.train()
 
 
+def kept(width):
+    """Stands for the channels that subcloning chose."""
+    return torch.arange(width) + 1
+
+
 class Pair:
     """A pair with all of its methods at once, and what hooks see of it."""
 
@@ -58,6 +63,9 @@ class Pair:
         self.model = distilled(
             case.student(), case.teacher(), *self.methods.values(), alpha=0
         )
+        for module in self.model.modules():
+            if isinstance(module, KeptChannels):
+                module.take({width: kept(width) for width in range(16)})
         self.student_parts = case.student_parts(self.model.student)
         self.teacher_parts = case.teacher_parts(self.model.teacher)
         self.batch = batch_of(case.size)
@@ -104,21 +112,32 @@ def in_units_of_variance(found, target):
     return (found - target).square().mean() / variance
 
 
-def matching(pair, site, connector, layers):
-    """Paired layers, student to the teacher's width and grid."""
-    errors = []
+def matching(pair, site, layers, connector=None):
+    """Paired layers on the teacher's grid.
+
+    Of the teacher's width by a connector, else of its kept channels.
+    """
+    errors, maps = [], pair.maps(connector) if connector else {}
     for layer, source in layers.items():
         target = getattr(pair.teacher, site)[source]
         target = patches(target, pair.teacher_parts.classes)
         found = getattr(pair.student, site)[layer]
         found = patches(found, pair.student_parts.classes)
         found = on_grid(found, side_of(target))
-        maps = pair.maps(connector)
-        assert (layer in maps) == (found.shape[-1] != target.shape[-1])
+        if connector:
+            assert (layer in maps) == (found.shape[-1] != target.shape[-1])
         if layer in maps:
             found = F.linear(found, maps[layer].weight, maps[layer].bias)
+        target = like(found, target)
         errors.append(in_units_of_variance(found, target))
     return sum(errors) / len(errors)
+
+
+def like(found, target):
+    """Those channels of the target that subcloning gave the student."""
+    if found.shape[-1] == target.shape[-1]:
+        return target
+    return target[..., kept(found.shape[-1])]
 
 
 def kl(pair):
@@ -152,11 +171,16 @@ def regressed(pair, connector, student, teacher):
 
 
 def hidden(pair):
-    return matching(pair, 'layers', 'hidden_student', pair.case.layers)
+    return matching(pair, 'layers', pair.case.layers)
+
+
+def learned_hidden(pair):
+    layers = pair.case.layers
+    return matching(pair, 'layers', layers, 'learned_hidden_student')
 
 
 def own_mixer(pair):
-    return matching(pair, 'mixers', 'own_mixer_student', pair.case.layers)
+    return matching(pair, 'mixers', pair.case.layers, 'own_mixer_student')
 
 
 def for_the_student(pair, tokens):
@@ -175,6 +199,8 @@ def mixer(pair, layers=None):
         target = for_the_student(pair, pair.teacher.mixers[source])
         mixer = pair.student_parts.mixers[layer]
         norm = pair.student_parts.norms[layer]
+        width = norm.weight
+        stream, target = like(width, stream), like(width, target)
         patch = patches(stream, pair.student_parts.classes)
         mixed = mixer(norm(stream), (side_of(patch),) * 2)
         errors.append(in_units_of_variance(mixed, target))
@@ -256,6 +282,7 @@ EXPECTED = dict(
     hint=hint,
     stream=stream,
     hidden=hidden,
+    learned_hidden=learned_hidden,
     mixer=mixer,
     own_mixer=own_mixer,
     relations=relations,
@@ -394,7 +421,8 @@ def test_gradients_reach_what_they_should_and_nothing_else(
 
 
 def test_a_student_as_wide_as_its_teacher_needs_no_projection():
-    methods = [METHODS['hidden'], METHODS['own_mixer'], METHODS['hint']]
+    names = ('hidden', 'learned_hidden', 'own_mixer', 'hint')
+    methods = [METHODS[name] for name in names]
     for dims in (16, 12):
         model = distilled(plain_mamba(dims), vit(), *methods)
         found = {
@@ -404,7 +432,9 @@ def test_a_student_as_wide_as_its_teacher_needs_no_projection():
         last = {'1': (16, dims)}
         both = {'0': (16, 12), '1': (16, 12)} if dims == 12 else {}
         assert found == dict(
-            hidden_student=both, own_mixer_student=both, hint_student=last
+            learned_hidden_student=both,
+            own_mixer_student=both,
+            hint_student=last,
         )
 
 
@@ -426,8 +456,8 @@ def test_layer_maps(equals, layer_map, layers):
     )
     losses = model(*equals.batch, mode='loss')
     wanted = [
-        matching(equals, 'layers', 'hidden_student', layers),
-        matching(equals, 'mixers', 'own_mixer_student', layers),
+        matching(equals, 'layers', layers),
+        matching(equals, 'mixers', layers, 'own_mixer_student'),
         mixer(equals, layers),
     ]
     for name, value in zip(names, wanted):
@@ -685,12 +715,12 @@ def deit_without_class_token():
             'NoMethod is not in',
         ),
         (
-            partial(plain_mamba, 12),
+            partial(plain_mamba, 20),
             vit,
             method('MixerMatching'),
             ValueError,
-            r'layer 0 \(12 channels\).*layer 0 reads \(16 channels\): '
-            'choose a student as wide as the teacher, or teacher_forced=False',
+            r'layer 0 \(20 channels\).*layer 0 reads \(16 channels\): '
+            'choose a student that is not wider, or teacher_forced=False',
         ),
         (
             vision_mamba,
@@ -755,6 +785,17 @@ def test_mistakes_are_told(student, teacher, config, error, message):
     with pytest.raises(error) as caught:
         distilled(student(), teacher(), config)
     assert re.search(message, str(caught.value), re.DOTALL)
+
+
+@pytest.mark.parametrize('dims', [12, 20])
+@pytest.mark.parametrize('name', ['hidden', 'mixer'])
+def test_kept_channels_must_have_been_kept(name, dims):
+    if (name, dims) == ('mixer', 20):
+        return  # told before
+    model = distilled(plain_mamba(dims), vit(), METHODS[name])
+    message = rf'student \({dims} channels\).*SubcloneInitializer'
+    with pytest.raises(RuntimeError, match=message):
+        model(*batch_of(16), mode='loss')
 
 
 def test_a_teacher_without_class_token_may_teach_all_else():

@@ -8,6 +8,7 @@ in :mod:`.families`; :mod:`.roles` is the vocabulary of their parameters,
 
 from .families import FAMILIES, TeacherError, TeacherFamily, register
 from .inputs import ResizingDataPreprocessor, TeacherInput
+from .kept_channels import KeptChannels
 from .pair import Pair, PairAware, sides_of
 from .records import TapRecord, TokenRecord
 from .scan_orders import scan_order
@@ -21,6 +22,7 @@ __all__ = [
     'DirectionTap',
     'DirectionTaps',
     'GridStudent',
+    'KeptChannels',
     'MambaStudent',
     'Pair',
     'PairAware',

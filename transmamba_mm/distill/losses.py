@@ -2,14 +2,19 @@
 """What distillation losses of this package have in common."""
 
 from collections.abc import Mapping
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from transmamba_mm.checks import check_number
-from transmamba_mm.contract import Pair, PairAware, TokenRecord
+from transmamba_mm.contract import (
+    KeptChannels,
+    Pair,
+    PairAware,
+    TokenRecord,
+)
 from transmamba_mm.contract.layer_map import LayerMap, resolve_layer_map
 from transmamba_mm.registry import MODELS
 
@@ -141,8 +146,34 @@ class LayerPairLoss(DistillLoss, PairAware):
         return {'errors': {'all': self._errors}} if self._errors else {}
 
 
+class ChannelPairLoss(LayerPairLoss):
+    """A loss of pairs of layers, channel by channel.
+
+    A narrower student is compared with those channels of the teacher that
+    weight subcloning gave it.
+
+    Args:
+        **kwargs: See :class:`LayerPairLoss`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kept = KeptChannels(self.student_backbone)
+
+    def prepare(self, pair: Pair) -> None:
+        """See :meth:`LayerPairLoss.prepare`."""
+        super().prepare(pair)
+        ours = pair.student(self.student_backbone).backbone.layer_dims
+        theirs = pair.teacher(self.teacher_backbone).layer_dims
+        self.kept.expect(
+            ours[layer]
+            for layer, source in self.pairs.items()
+            if ours[layer] < theirs[source]
+        )
+
+
 @MODELS.register_module()
-class LayerMatchLoss(LayerPairLoss):
+class LayerMatchLoss(ChannelPairLoss):
     """:func:`normalised_mse` of the patch tokens of paired layers.
 
     Args:
@@ -155,9 +186,8 @@ class LayerMatchLoss(LayerPairLoss):
         """Computes the loss.
 
         Args:
-            student (list[TokenRecord]): Records (B, L, C) of all layers, as
-                wide as the teacher's. Those on another grid are
-                interpolated.
+            student (list[TokenRecord]): Records (B, L, C) of all layers.
+                Those on another grid are interpolated.
             teacher (list[TokenRecord]): Records of all layers.
 
         Returns:
@@ -167,5 +197,6 @@ class LayerMatchLoss(LayerPairLoss):
         for layer, source in self.pairs.items():
             target = teacher[source]
             tokens = student[layer].resized(target.grid).tokens
-            errors[layer] = normalised_mse(tokens, target.tokens)
+            target = self.kept.select(target.tokens, tokens.shape[-1])
+            errors[layer] = normalised_mse(tokens, target)
         return self._average(errors)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from transmamba_mm.checkpoints import read_state_dict
 from transmamba_mm.contract import (
+    KeptChannels,
     TeacherInput,
     TeacherWeights,
     read_teacher,
@@ -179,6 +180,12 @@ class SubcloneInitializer(Hook):
         model.init_weights()
         self.plan = self.make_plan(model, lambda: runner.train_dataloader)
         self.plan.apply(sides_of(model)[0])
+        for module in model.modules():
+            if (
+                isinstance(module, KeptChannels)
+                and module.student_backbone == self.student_backbone
+            ):
+                module.take(self.plan.kept)
         runner.logger.info(f'weight subcloning: {self.plan.summary()}')
         if is_main_process():
             path = osp.join(runner.work_dir, 'transfer_plan.json')

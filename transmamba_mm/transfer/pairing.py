@@ -165,6 +165,22 @@ class Pairing:
             return select(score, size)
         return self.indices(INNER, layer, size)
 
+    def kept_channels(self) -> dict[int, Tensor]:
+        """Residual channels of the teacher that the student has, by width.
+
+        Returns:
+            dict[int, Tensor]: One LongTensor (width,) for each width of the
+            student below the teacher's.
+        """
+        theirs = self.teacher.layer_dims
+        if len(set(theirs)) > 1:
+            return {}  # widths agree, see _check_widths
+        return {
+            width: self.indices('residual', None, width)
+            for width in sorted(set(self.backbone.layer_dims))
+            if width < theirs[0]
+        }
+
     def source_layer(
         self, layer: Optional[int]
     ) -> tuple[Optional[int], Optional[str]]:

@@ -72,11 +72,14 @@ class TransferPlan:
         settings (dict): How the plan was made: ``teacher_family``,
             ``importance``, ``layer_map`` and so on.
         selections (dict[str, str]): Summary of every index set by axis name.
+        kept (dict[int, Tensor]): The teacher's residual channels (width,)
+            that a narrower student has, by its widths.
     """
 
     entries: list[TransferEntry]
     settings: dict[str, object] = field(default_factory=dict)
     selections: dict[str, str] = field(default_factory=dict)
+    kept: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def total(self) -> int:

@@ -142,7 +142,12 @@ class Subcloner:
             widen=self.widen,
             ssm=self.ssm.describe(),
         )
-        return TransferPlan(entries, settings, dict(self.pairing.selections))
+        return TransferPlan(
+            entries,
+            settings,
+            dict(self.pairing.selections),
+            self.pairing.kept_channels(),
+        )
 
     def _fill(self, entry: TransferEntry, role: str) -> None:
         """Decides rule and value of one parameter outside the SSM."""

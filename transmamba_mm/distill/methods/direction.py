@@ -21,7 +21,7 @@ from transmamba_mm.contract.sites import QKV, STREAMS
 from transmamba_mm.contract.taps import Grid
 from transmamba_mm.registry import MODELS, TASK_UTILS
 
-from ..losses import LayerPairLoss, normalised_mse
+from ..losses import ChannelPairLoss, normalised_mse
 from .base import DistillMethod, Reading
 from .mixer import check_forced_pair
 
@@ -91,7 +91,7 @@ def _split_attention(
 
 
 @MODELS.register_module()
-class DirectionalMixerLoss(LayerPairLoss):
+class DirectionalMixerLoss(ChannelPairLoss):
     r""":func:`normalised_mse` of each direction with its share of attention.
 
     The mixers run on the teacher's input.
@@ -101,11 +101,11 @@ class DirectionalMixerLoss(LayerPairLoss):
             :math:`softmax_l(e / \tau)` of each direction's errors e, as the
             paper weighs layers by their similarity. Defaults to None, all
             layers alike.
-        **kwargs: See :class:`LayerPairLoss`.
+        **kwargs: See :class:`ChannelPairLoss`.
 
     Raises:
-        ValueError: If the pair's widths differ, only the student has class
-            tokens, or the teacher's attention is more than queries,
+        ValueError: If the student is wider, only it has class tokens,
+            or the teacher's attention is more than queries,
             keys and values.
     """
 
@@ -116,7 +116,7 @@ class DirectionalMixerLoss(LayerPairLoss):
         self._shares: dict[Grid, Tensor] = {}
 
     def prepare(self, pair: Pair) -> None:
-        """See :meth:`LayerPairLoss.prepare`."""
+        """See :meth:`ChannelPairLoss.prepare`."""
         super().prepare(pair)
         student = pair.student(self.student_backbone).backbone
         teacher = pair.teacher(self.teacher_backbone)
@@ -145,9 +145,10 @@ class DirectionalMixerLoss(LayerPairLoss):
         student, _ = self._pair
         errors = []
         for layer, source in self.pairs.items():
-            read = streams[source]
+            width = student.layer_dims[layer]
+            read = self.kept.of(streams[source], width)
             parts = student.mix_apart(layer, student.joined(read), read.grid)
-            targets = self._targets(qkv[source])
+            targets = self.kept.select(self._targets(qkv[source]), width)
             errors.append(
                 torch.stack(
                     [

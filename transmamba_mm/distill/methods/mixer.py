@@ -16,7 +16,7 @@ from transmamba_mm.contract.layer_map import LayerMap
 from transmamba_mm.contract.sites import MIXERS, STREAMS
 from transmamba_mm.registry import MODELS, TASK_UTILS
 
-from ..losses import LayerPairLoss, normalised_mse
+from ..losses import ChannelPairLoss, normalised_mse
 from .base import DistillMethod, Reading
 
 
@@ -31,16 +31,16 @@ def check_forced_pair(
         pairs (Mapping[int, int]): Teacher layer of each student layer.
 
     Raises:
-        ValueError: If widths differ, or only the student has class tokens.
+        ValueError: If the student is wider, or only it has class tokens.
     """
     for layer, source in pairs.items():
         widths = student.layer_dims[layer], teacher.layer_dims[source]
-        if widths[0] != widths[1]:
+        if widths[0] > widths[1]:
             raise ValueError(
                 f'teacher-forced mixer matching runs student layer {layer} '
                 f'({widths[0]} channels) on what teacher layer {source} reads '
-                f'({widths[1]} channels): choose a student as wide as the '
-                f'teacher, or teacher_forced=False'
+                f'({widths[1]} channels): choose a student that is not '
+                f'wider, or teacher_forced=False'
             )
     if student.num_extra_tokens and not teacher.num_extra_tokens:
         raise ValueError(
@@ -51,18 +51,17 @@ def check_forced_pair(
 
 
 @MODELS.register_module()
-class ForcedMixerLoss(LayerPairLoss):
+class ForcedMixerLoss(ChannelPairLoss):
     """:func:`normalised_mse` of mixers that run on the teacher's input.
 
     A student with class tokens reads and learns the teacher's class token as
     well, in its own places.
 
     Args:
-        **kwargs: See :class:`LayerPairLoss`.
+        **kwargs: See :class:`ChannelPairLoss`.
 
     Raises:
-        ValueError: If the pair's widths differ, or only the student has
-            class tokens.
+        ValueError: If the student is wider, or only it has class tokens.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -70,7 +69,7 @@ class ForcedMixerLoss(LayerPairLoss):
         self._student: Optional[GridStudent] = None
 
     def prepare(self, pair: Pair) -> None:
-        """See :meth:`LayerPairLoss.prepare`."""
+        """See :meth:`ChannelPairLoss.prepare`."""
         super().prepare(pair)
         student = pair.student(self.student_backbone).backbone
         teacher = pair.teacher(self.teacher_backbone)
@@ -92,10 +91,13 @@ class ForcedMixerLoss(LayerPairLoss):
         """
         errors = {}
         for layer, source in self.pairs.items():
-            stream = self._student.joined(streams[source])
-            mixed = self._student.mix(layer, stream, streams[source].grid)
-            target = self._student.joined(teacher[source])
-            errors[layer] = normalised_mse(mixed, target)
+            width = self._student.layer_dims[layer]
+            stream = self.kept.of(streams[source], width)
+            target = self.kept.of(teacher[source], width)
+            mixed = self._student.mix(
+                layer, self._student.joined(stream), stream.grid
+            )
+            errors[layer] = normalised_mse(mixed, self._student.joined(target))
         return self._average(errors)
 
 
