@@ -10,7 +10,7 @@ neither it nor the teacher sees::
 
 _base_ = [
     '../_base_/datasets/cifar10_24_held-out.py',
-    '../_base_/methods/transmamba.py',
+    '../_base_/methods/transmamba_paper.py',
     '../_base_/methods/transmamba_released.py',
     '../_base_/methods/logits_kd.py',
     '../_base_/methods/standardised_logits_kd.py',
@@ -62,7 +62,11 @@ def _warm_up(share, **phase):
 
 def _distil(alpha, *methods):
     """The weight of the labels, and the methods beside subcloning."""
-    return {'model.alpha': alpha, 'model.distiller.methods': list(methods)}
+    return {
+        'model.alpha': alpha,
+        'model.distiller.methods': list(methods),
+        'model.distiller.phases': [],
+    }
 
 
 _student = dict(config=_path.format('student_pmamba'))
@@ -90,7 +94,7 @@ _first = {
         _distilled, options=_warm_up(0.1, lr_mult=4.0)
     ),
     'logits': dict(_distilled, options=_distil(0.3, _logits)),
-    'paper': dict(_distilled, options=_distil(0.5, _base_.transmamba)),
+    'paper': dict(_distilled, options={'model': _base_.transmamba_paper}),
     'subclone_only': dict(_subcloned, search=[1e-3, 2e-3, 4e-3]),
     'scratch': _student,
 }

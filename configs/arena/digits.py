@@ -10,7 +10,7 @@ own, the best of three on the 259 others; 500 test digits::
 
 _base_ = [
     '../_base_/datasets/digits_16.py',
-    '../_base_/methods/transmamba.py',
+    '../_base_/methods/transmamba_paper.py',
     '../_base_/methods/logits_kd.py',
     '../_base_/methods/hidden_states.py',
     '../_base_/methods/mixer_matching.py',
@@ -55,11 +55,19 @@ _methods = {
         config=_path.format('pmamba_subclone-only'),
         needs={'custom_hooks.0.teacher_ckpt': 'teacher'},
     ),
-    'paper': dict(config=_distill, needs=_needs),
+    'paper': dict(
+        config=_distill,
+        needs=_needs,
+        options={'model': _base_.transmamba_paper},
+    ),
     'logits': dict(
         config=_distill,
         needs=_needs,
-        options={**_labels, 'model.distiller.methods': [_logits]},
+        options={
+            **_labels,
+            'model.distiller.methods': [_logits],
+            'model.distiller.phases': [],
+        },
     ),
     'hidden_logits': dict(
         config=_distill,
@@ -67,6 +75,7 @@ _methods = {
         options={
             **_labels,
             'model.distiller.methods': [_base_.hidden_states, _logits],
+            'model.distiller.phases': [],
         },
     ),
     'mixer_hidden_logits': dict(

@@ -10,7 +10,7 @@ what is finished so far::
 """
 
 _base_ = [
-    '../_base_/methods/transmamba.py',
+    '../_base_/methods/transmamba_paper.py',
     '../_base_/methods/logits_kd.py',
     '../_base_/methods/hidden_states.py',
     '../_base_/methods/mixer_matching.py',
@@ -78,15 +78,25 @@ contestants = [
         options={
             **_labels,
             'model.distiller.methods': [_base_.hidden_states, _logits],
+            'model.distiller.phases': [],
         },
     ),
     dict(
         name='logits',
         config=_distill,
         needs=_needs,
-        options={**_labels, 'model.distiller.methods': [_logits]},
+        options={
+            **_labels,
+            'model.distiller.methods': [_logits],
+            'model.distiller.phases': [],
+        },
     ),
-    dict(name='paper', config=_distill, needs=_needs),
+    dict(
+        name='paper',
+        config=_distill,
+        needs=_needs,
+        options={'model': _base_.transmamba_paper},
+    ),
     dict(name='scratch', config=_path.format('student_pmamba')),
 ]
 pairs = [

@@ -5,12 +5,8 @@ To run it on 8 GPUs::
     NAME=transmamba_deit-tiny_pmamba-tiny_8xb64-300e_imagenet1k
     bash tools/dist_train.sh configs/transmamba/$NAME.py 8
 
-The paper (Table 2, one run) reports 69.04 % top-1, and 68.28 % for the same
-student from scratch. We have not run this config to completion.
-
-The paper's teacher has 74.5 %, the figure of DeiT-Ti distilled from a CNN; the
-teacher used here, trained by mmpretrain without that, reaches the same 74.5 %
-by mmpretrain's account.
+Stage two is the default of ``_base_/methods/transmamba.py``; the paper's is in
+the config of this name with ``_paper``. We have not run it to completion.
 """
 
 _base_ = [
@@ -21,4 +17,4 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(distiller=dict(methods=[_base_.transmamba]))
+model = _base_.transmamba

@@ -12,8 +12,7 @@ We know of no number of the paper for it. We have not run this config to
 completion.
 """
 
-_base_ = './transmamba_deit-tiny_pmamba-tiny_8xb64-300e_cifar100.py'
+_base_ = './transmamba_deit-tiny_pmamba-tiny_8xb64-300e_cifar100_paper.py'
 
-model = dict(
-    distiller=dict(methods=[dict(_base_.transmamba, teacher_layers='uniform')])
-)
+_method = _base_.transmamba_paper.distiller.methods[0]
+model = dict(distiller=dict(methods=[dict(_method, teacher_layers='uniform')]))

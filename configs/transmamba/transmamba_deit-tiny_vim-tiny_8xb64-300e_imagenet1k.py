@@ -5,8 +5,8 @@ To run it on 8 GPUs::
     NAME=transmamba_deit-tiny_vim-tiny_8xb64-300e_imagenet1k
     bash tools/dist_train.sh configs/transmamba/$NAME.py 8
 
-The paper reports no figure for it. We have not run this config to
-completion.
+Stage two is the default of ``_base_/methods/transmamba.py``; the paper's is in
+the config of this name with ``_paper``. We have not run it to completion.
 """
 
 _base_ = [
@@ -17,4 +17,4 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(distiller=dict(methods=[_base_.transmamba]))
+model = _base_.transmamba

@@ -18,7 +18,7 @@ from transmamba_mm.registry import DATASETS, MODELS
 GUIDES = sorted((ROOT / 'docs/guides').glob('*.md'))
 LIFE = (ROOT / 'docs/guides/life_of_a_batch.md').read_text()
 FOLDERS = 'benchmarks|configs|docs|requirements|tests|tools|transmamba_mm'
-QUICKSTART = CONFIGS / 'quickstart/transmamba_deit_pmamba_digits.py'
+QUICKSTART = CONFIGS / 'quickstart/transmamba_deit_pmamba_digits_paper.py'
 
 
 @pytest.mark.parametrize(

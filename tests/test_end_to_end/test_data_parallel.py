@@ -25,7 +25,11 @@ STOP_EPOCH = 1
 EPOCHS = 2
 
 CONFIG = f"""
-_base_ = ['{CONFIGS}/quickstart/transmamba-logits-kd_deit_pmamba_digits.py']
+_base_ = ['{CONFIGS}/quickstart/transmamba_deit_pmamba_digits_paper.py']
+model = dict(distiller=dict(methods=[
+    dict(type='transmamba.AdaptiveBidirectional'),
+    dict(type='transmamba.LogitsKD'),
+]))
 custom_imports = dict(imports=['transmamba_mm', 'rank_states'])
 # The plan of subcloning is made on every rank.
 custom_hooks = [

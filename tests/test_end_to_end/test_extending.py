@@ -31,7 +31,6 @@ DIMS, EPOCHS = 16, 2
 CONFIG = f"""
 _base_ = [
     '{CONFIGS}/_base_/schedules/digits_adamw_cosine.py',
-    '{CONFIGS}/_base_/methods/transmamba.py',
     '{CONFIGS}/_base_/methods/mixer_matching.py',
     '{CONFIGS}/_base_/default_runtime.py',
 ]
@@ -58,7 +57,7 @@ model = dict(
     distiller=dict(
         type='transmamba.MethodDistiller',
         methods=[
-            {{{{_base_.transmamba}}}},
+            dict(type='transmamba.AdaptiveBidirectional'),
             {{{{_base_.mixer_matching}}}},
             dict(type='transmamba.Gram'),
         ],

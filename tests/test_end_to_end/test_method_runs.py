@@ -30,7 +30,7 @@ EARLY = {'distill.loss_mixer'}
 LATE = {'student.loss', 'distill.loss_hidden', 'distill.loss_kl'}
 
 CONFIG = f"""
-_base_ = ['{CONFIGS}/quickstart/transmamba_deit_pmamba_digits.py']
+_base_ = ['{CONFIGS}/quickstart/transmamba_deit_pmamba_digits_paper.py']
 model = dict(
     architecture=dict(backbone=dict(drop_path_rate=0.2)),
     distiller=dict(

@@ -27,12 +27,16 @@ KILL_AFTER = (1, 2)  # epochs, and a moment more
 PATIENCE = 120  # seconds until the first checkpoint of the killed run
 
 PLAIN = """
-_base_ = ['QUICKSTART/transmamba-logits-kd_deit_pmamba_digits.py']
+_base_ = ['QUICKSTART/transmamba_deit_pmamba_digits_paper.py']
+model = dict(distiller=dict(methods=[
+    dict(type='transmamba.AdaptiveBidirectional'),
+    dict(type='transmamba.LogitsKD'),
+]))
 train_dataloader = dict(dataset=dict(fraction=0.1))
 """
 # All that is random, drawn in workers and in the main process.
 RANDOM = """
-_base_ = ['QUICKSTART/transmamba_deit_pmamba_digits.py']
+_base_ = ['QUICKSTART/transmamba_deit_pmamba_digits_paper.py']
 model = dict(
     architecture=dict(
         backbone=dict(drop_rate=0.2, drop_path_rate=0.3),

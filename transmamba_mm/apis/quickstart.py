@@ -13,11 +13,11 @@ _MODEL = {'model.teacher_ckpt': 'teacher'}
 _HOOK = {'custom_hooks.0.teacher_ckpt': 'teacher'}
 #: Name to config, and what takes the teacher's weights there.
 STUDENTS = {
-    'scratch': ('pmamba_scratch', {}),
-    'logits_kd': ('logits-kd_deit_pmamba', _MODEL),
-    'subclone_only': ('pmamba_subclone-only', _HOOK),
-    'transmamba': ('transmamba_deit_pmamba', _MODEL),
-    'transmamba_logits_kd': ('transmamba-logits-kd_deit_pmamba', _MODEL),
+    'scratch': ('pmamba_scratch_digits', {}),
+    'logits_kd': ('logits-kd_deit_pmamba_digits', _MODEL),
+    'subclone_only': ('pmamba_subclone-only_digits', _HOOK),
+    'transmamba': ('transmamba_deit_pmamba_digits', _MODEL),
+    'paper': ('transmamba_deit_pmamba_digits_paper', _MODEL),
 }
 #: What the last line of the output holds.
 REPORTED = ('teacher', 'scratch', 'logits_kd', 'subclone_only', 'transmamba')
@@ -45,7 +45,7 @@ def make_grid(
     index = find_model_index()
     if index is None:
         raise FileNotFoundError('no configs: reinstall transmamba_mm')
-    path = f'{index.parent}/configs/quickstart/{{}}_digits.py'.format
+    path = f'{index.parent}/configs/quickstart/{{}}.py'.format
     own = _epochs(teacher_epochs)
     students = [
         Contestant(name, path(config), needs=needs)
@@ -53,7 +53,7 @@ def make_grid(
     ]
     return Grid(
         f'PlainMamba from 259 labels, 500 test digits, {seeds} seeds',
-        [Contestant('teacher', path('deit'), own, seeds=[0]), *students],
+        [Contestant('teacher', path('deit_digits'), own, seeds=[0]), *students],
         seeds=range(seeds),
         options={'train_cfg.val_interval': 1, **_epochs(student_epochs)},
         pairs=[('transmamba', x) for x in STUDENTS if x != 'transmamba'],

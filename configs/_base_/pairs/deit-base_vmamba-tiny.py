@@ -8,8 +8,6 @@ model = dict(
     architecture=_base_.model,
     teacher=_base_.teacher,
     teacher_ckpt=_base_.teacher_weights,
-    alpha=0.5,
-    distiller=dict(type='transmamba.MethodDistiller'),
 )
 # Stage one.
 custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

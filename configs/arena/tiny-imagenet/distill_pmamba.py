@@ -1,4 +1,4 @@
-"""The same, with a method of distillation on top, here the paper's.
+"""The same, with a teacher in stage two.
 
 Run after ``teacher_vit-tiny.py``::
 
@@ -17,9 +17,6 @@ model = dict(
     architecture=_base_.model,
     teacher=_base_.teacher,
     teacher_ckpt='work_dirs/teacher_vit-tiny/epoch_3.pth',
-    alpha=0.5,
-    distiller=dict(
-        type='transmamba.MethodDistiller', methods=[_base_.transmamba]
-    ),
+    **_base_.transmamba,
 )
 custom_hooks = [dict(type='transmamba.SubcloneInitializer')]

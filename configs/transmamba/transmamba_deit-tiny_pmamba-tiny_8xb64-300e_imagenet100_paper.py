@@ -1,0 +1,32 @@
+"""TransMamba of the paper: DeiT-Ti teaches PMamba-T on ImageNet-100.
+
+To run it on 8 GPUs, the teacher first::
+
+    NAME=deit-tiny_8xb64-50e_imagenet100
+    bash tools/dist_train.sh configs/transmamba/$NAME.py 8
+    NAME=transmamba_deit-tiny_pmamba-tiny_8xb64-300e_imagenet100_paper
+    bash tools/dist_train.sh configs/transmamba/$NAME.py 8
+
+The paper (Table 2, one run) reports 87.10 % top-1, and 84.48 % for the same
+student from scratch. We have not run this config to completion.
+
+The 87.10 % are the row of the paper's Table 6 with 75 % of the training images
+(--cfg-options train_dataloader.dataset.fraction=0.75); with all of them, as in
+this config, that table has 86.96 %. The class list of the paper's ImageNet-100
+is not known.
+"""
+
+_base_ = [
+    '../_base_/pairs/deit-tiny_pmamba-tiny.py',
+    '../_base_/methods/transmamba_paper.py',
+    '../_base_/datasets/imagenet100_224.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    architecture=dict(head=dict(num_classes=100)),
+    teacher=dict(head=dict(num_classes=100)),
+    teacher_ckpt='work_dirs/deit-tiny_8xb64-50e_imagenet100/epoch_50.pth',
+    **_base_.transmamba_paper,
+)
