@@ -52,7 +52,7 @@ def test_command_line_ends_with_json(tmp_path, monkeypatch):
         assert (tmp_path / name).read_bytes().startswith(b'\x89PNG')
     runs = json.loads((tmp_path / 'results.json').read_text())
     assert len(runs) == 6
-    seen = next(r for r in runs if r['name'] == 'transmamba')['similarity']
+    seen = next(r for r in runs if r['name'] == 'paper')['similarity']
     assert len(seen) == 4 * 4  # directions times layers
     # All is finished by now.
     assert quickstart.quickstart(str(tmp_path), **SHORT) == last
