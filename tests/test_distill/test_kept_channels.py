@@ -25,6 +25,7 @@ def run(model, work_dir, **kwargs):
     runner = tiny_runner(
         work_dir,
         deepcopy(model),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-4)),
         custom_hooks=[
             dict(type='transmamba.SubcloneInitializer', importance='random')
         ],
