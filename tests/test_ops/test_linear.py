@@ -1,17 +1,29 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """The linear map equals PyTorch's, whichever product runs it."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from transmamba_mm.ops import linear
-from transmamba_mm.ops.linear import _OneDNNLinear
+from transmamba_mm.ops.linear import with_fast_linears
+
+# The package's attribute of this name is the function.
+module = sys.modules['transmamba_mm.ops.linear']
 
 TOLERANCE = dict(rtol=1e-4, atol=1e-4)
-needs_onednn = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(), reason='PyTorch without oneDNN'
-)
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """Has oneDNN multiply on every machine, whatever the size."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip('PyTorch without oneDNN')
+    monkeypatch.setattr(module, '_SMALLEST', 0)
+    monkeypatch.setattr(module, '_onednn_pays', lambda: True)
 
 
 def inputs(shape, out_features, strided=False):
@@ -27,12 +39,11 @@ def inputs(shape, out_features, strided=False):
     return [t.requires_grad_() for t in (x, weight, bias)]
 
 
-@needs_onednn
 @pytest.mark.parametrize('strided', [False, True])
 @pytest.mark.parametrize('shape', [(7, 24), (2, 5, 12), (2, 3, 4, 16)])
-def test_onednn_equals_pytorch(shape, strided):
+def test_onednn_equals_pytorch(shape, strided, onednn):
     tensors = inputs(shape, 20, strided)
-    ours = _OneDNNLinear.apply(*tensors)
+    ours = linear(*tensors)
     theirs = F.linear(*tensors)
     torch.testing.assert_close(ours, theirs, **TOLERANCE)
     # Expanded, as autograd hands it back from a sum.
@@ -44,11 +55,10 @@ def test_onednn_equals_pytorch(shape, strided):
         torch.testing.assert_close(a, b, **TOLERANCE)
 
 
-@needs_onednn
-def test_onednn_without_bias_and_without_input_gradient():
+def test_onednn_without_bias_and_without_input_gradient(onednn):
     x, weight, _bias = inputs((6, 8), 4)
     x = x.detach()
-    out = _OneDNNLinear.apply(x, weight, None)
+    out = linear(x, weight, None)
     out.sum().backward()
     expected = torch.ones(6, 4).t() @ x
     torch.testing.assert_close(weight.grad, expected, **TOLERANCE)
@@ -66,3 +76,46 @@ def test_autocast_is_respected():
     x, weight, bias = (t.detach() for t in inputs((256, 64), 128))
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert linear(x, weight, bias).dtype == torch.bfloat16
+
+
+def test_gradients_have_gradients(onednn):
+    tensors = [t.detach().double() for t in inputs((3, 5, 6), 4)]
+
+    def penalty(function, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in tensors]
+        out = function(*leaves).square().sum()
+        grads = torch.autograd.grad(out, leaves, create_graph=True)
+        total = sum(grad.square().sum() for grad in grads)
+        return torch.autograd.grad(total, leaves)
+
+    for got, want in zip(
+        penalty(linear, torch.float32), penalty(F.linear, torch.float64)
+    ):
+        torch.testing.assert_close(got.double(), want, **TOLERANCE)
+
+
+def test_what_does_not_fit_is_named_by_pytorch(onednn):
+    x, weight, bias = (t.detach() for t in inputs((6, 8), 4))
+    for wrong in ((x[:, 1:], weight), (x, weight, bias[1:]), (x.numpy(),)):
+        with pytest.raises((RuntimeError, TypeError)) as ours:
+            linear(*wrong, *[weight][: 2 - len(wrong)])
+        assert 'primitive' not in str(ours.value)
+
+
+def test_plain_modules_use_it(onednn, monkeypatch):
+    """And their hooks are called, and the mode ends."""
+    calls = []
+    fast = linear
+
+    def counted(*args):
+        calls.append(args)
+        return fast(*args)
+
+    monkeypatch.setattr(module, 'linear', counted)
+    layer = nn.Sequential(nn.Linear(8, 4), nn.GELU())
+    x, seen = torch.randn(2, 3, 8), []
+    layer[0].register_forward_hook(lambda *args: seen.append(1))
+    out = with_fast_linears(layer, x)
+    assert len(calls) == len(seen) == 1
+    torch.testing.assert_close(out, layer(x))
+    assert len(calls) == 1

@@ -10,6 +10,7 @@ from typing import Any, Callable
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
 
@@ -18,9 +19,14 @@ def lasting_tensors() -> Iterator[None]:
     """Makes tensors that may be kept, whatever is going on around.
 
     An enclosing inference mode would make tensors that training cannot use
-    later, and the fake mode of ``torch.export`` tensors without values.
+    later, the fake mode of ``torch.export`` tensors without values, and a
+    transform of ``torch.func`` wrappers that die with it.
     """
-    with torch.inference_mode(False), _disable_current_modes():
+    with (
+        torch.inference_mode(False),
+        _disable_current_modes(),
+        temporarily_clear_interpreter_stack(),
+    ):
         yield
 
 

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import triton_launch
+from . import transforms, triton_launch
+from .checks import check_tensors
 from .flops import register_flops
 from .native import library
 
@@ -54,7 +55,10 @@ def causal_conv1d_silu(
     time with other weights and in a direction of its own.
 
     Args:
-        x: tokens, (B, L, D), any strides; channels-last is fastest.
+        x: tokens, (B, L, D), any strides; channels-last is fastest.  This is
+            the layout of tokens, and the transpose of what
+            :func:`selective_scan` takes: where L = D, nothing can tell one
+            from the other, so pass ``x.mT`` of (B, D, L).
         weight: (D, width) or (K, D, width).  ``conv1d.weight.squeeze(1)`` of
             the depth-wise convolution of an official checkpoint.
         bias: (D,) or (K, D).  Default None.
@@ -68,6 +72,7 @@ def causal_conv1d_silu(
         direction ``out[:, k]`` is contiguous.
 
     Raises:
+        TypeError: if an input is not a real floating-point tensor.
         ValueError: if a shape or device does not fit.
     """
     _check(x, weight, bias, reverse)
@@ -87,6 +92,8 @@ def causal_conv1d_silu(
 
 
 def _has_kernel(x, weight, bias) -> bool:
+    if transforms.active():
+        return False
     if x.dtype not in _DTYPES or weight.shape[-1] not in _WIDTHS:
         return False
     if x.device.type == 'cpu':
@@ -101,10 +108,22 @@ def _has_kernel(x, weight, bias) -> bool:
 
 
 def _check(x, weight, bias, reverse) -> None:
+    check_tensors(x=x, weight=weight, bias=weight if bias is None else bias)
     if x.dim() != 3:
         raise ValueError(f'x: expected shape (B, L, D), got {tuple(x.shape)}')
+    if weight.dim() not in (2, 3) or weight.shape[-1] < 1:
+        raise ValueError(
+            f'weight: expected shape (D, width) or (K, D, width) with width '
+            f'>= 1, got {tuple(weight.shape)}'
+        )
     channels = x.shape[2]
-    if weight.dim() not in (2, 3) or weight.shape[-2] != channels:
+    if weight.shape[-2] != channels:
+        if weight.shape[-2] == x.shape[1]:
+            raise ValueError(
+                f'x: expected shape (B, L, D) with D = {x.shape[1]}, the '
+                f'channels of weight, got {tuple(x.shape)}, which looks like '
+                f'(B, D, L); pass x.mT'
+            )
         raise ValueError(
             f'weight: expected shape (K, D, width) or (D, width) = '
             f'({channels}, width), got {tuple(weight.shape)}'
@@ -128,11 +147,6 @@ def _check(x, weight, bias, reverse) -> None:
             f'reverse: expected a sequence of K = {weight.shape[0]} >= 1 '
             f'bools, one per direction of weight, got {reverse}'
         )
-    for name, tensor in (('weight', weight), ('bias', bias)):
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(
-                f'{name}: is on {tensor.device}, but x is on {x.device}'
-            )
 
 
 def _composed(x, weight, bias, reverse):
@@ -265,6 +279,14 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd_backward(ctx, grad_out):
     x, weight, bias = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        grads = transforms.gradients(
+            lambda *tensors: _composed(*tensors, ctx.reverse),
+            ctx.saved_tensors,
+            ctx.needs_input_grad[:3],
+            grad_out,
+        )
+        return *grads, None
     grads = torch.ops.transmamba_mm.causal_conv1d_silu_backward.default(
         grad_out, x, weight, bias, ctx.reverse
     )

@@ -1,8 +1,8 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""Checks of the arguments of the scans.
+"""Checks of the arguments of the operators.
 
-They run at every call: :func:`_fits` only compares, and why something does
-not fit is found out by :func:`_explain`.
+They run at every call.  Of the many arguments of a scan, :func:`_fits` only
+compares, and why something does not fit is found out by :func:`_explain`.
 """
 
 from typing import Optional
@@ -89,7 +89,13 @@ def _fits_coefs(shape, batch, channels, length, N, K) -> bool:
 def _explain(tensors: tuple, K: Optional[int]) -> None:
     """Raise the error that names the first argument which does not fit."""
     given = dict(zip(NAMES, tensors))
-    _explain_types(given)
+    check_tensors(
+        **{
+            name: x
+            for i, (name, x) in enumerate(given.items())
+            if x is not None or i < _REQUIRED
+        }
+    )
     u, A = given['u'], given['A']
     _require('u', u, ['(B, D, L)', '(B, K, D, L)'], [(None,) * 3], 1, K)
     batch, *_, channels, length = u.shape
@@ -100,6 +106,12 @@ def _explain(tensors: tuple, K: Optional[int]) -> None:
         )
     N = A.shape[-1]
     tokens = (batch, channels, length)
+    if A.dim() > 1 and A.shape[-2] == length != channels:
+        raise ValueError(
+            f'A: expected shape (D, N) = ({channels}, {N}), got '
+            f'{tuple(A.shape)}; if u, of shape {tuple(u.shape)}, is (B, L, D) '
+            f'and not (B, D, L), pass u.mT and the like of delta, B, C and z'
+        )
     for name, letters, want, axis in (
         ('A', ['(D, N)', '(K, D, N)'], (channels, N), 0),
         ('delta', ['(B, D, L)', '(B, K, D, L)'], tokens, 1),
@@ -114,27 +126,33 @@ def _explain(tensors: tuple, K: Optional[int]) -> None:
     raise AssertionError('the checks disagree')
 
 
-def _explain_types(given: dict) -> None:
-    for i, (name, x) in enumerate(given.items()):
-        if x is None and i >= _REQUIRED:
-            continue
+def check_tensors(**given: Tensor) -> None:
+    """Raise unless all are real floating-point tensors on one device.
+
+    Args:
+        **given: tensors by the names of the arguments.
+
+    Raises:
+        TypeError: if one is no tensor, or not of such a dtype.
+        ValueError: if one is on another device than the first.
+    """
+    device = None
+    for name, x in given.items():
         if not isinstance(x, Tensor):
             raise TypeError(
                 f'{name}: expected a tensor, got {type(x).__name__}'
             )
-        if x.is_complex():
-            raise TypeError(
-                f'{name}: complex tensors are not supported, got {x.dtype}; '
-                f'expected a real floating-point dtype'
-            )
         if x.dtype not in DTYPES:
+            refused = 'complex tensors are not supported; ' * x.is_complex()
             raise TypeError(
-                f'{name}: expected a floating-point dtype (float32, '
+                f'{name}: {refused}expected a floating-point dtype (float32, '
                 f'bfloat16, float16 or float64), got {x.dtype}'
             )
-        if x.device != given['u'].device:
+        device = device or x.device
+        if x.device != device:
             raise ValueError(
-                f'{name}: is on {x.device}, but u is on {given["u"].device}'
+                f'{name}: is on {x.device}, but {next(iter(given))} is on '
+                f'{device}'
             )
 
 

@@ -8,13 +8,14 @@ forward and backward (``benchmarks/linear.py``).
 
 from functools import cache
 from pathlib import Path
-from typing import Optional
+from typing import Any, Callable, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
 
+from . import transforms
 from .flops import register_flops
 
 # Below this many multiplications the detour costs more than it saves.
@@ -51,37 +52,55 @@ def _product(a: Tensor, b: Tensor, bias: Optional[Tensor] = None) -> Tensor:
 
 
 class _OneDNNLinear(torch.autograd.Function):
-    """oneDNN offers the product without a gradient; this is its gradient."""
+    """oneDNN offers the product without a gradient; this is its gradient.
+
+    It is fast on dense matrices and their transposes; on others, such as a
+    slice of columns, it falls back to a reference loop.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        # oneDNN is fast on dense matrices and their transposes; on others,
-        # such as a slice of columns, it falls back to a reference loop.
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        weight = weight.contiguous()
-        ctx.save_for_backward(rows, weight)
-        ctx.x_shape = x.shape
-        out = _product(rows, weight, bias)
+        ctx.save_for_backward(x, weight)
+        out = _product(x.view(-1, x.shape[-1]), weight, bias)
         return out.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple:
-        rows, weight = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1]).contiguous()
+        x, weight = ctx.saved_tensors
+        rows = x.view(-1, x.shape[-1])
+        grad = grad.reshape(-1, grad.shape[-1])
+        # Of gradients that have gradients, only PyTorch's products do.
+        twice = torch.is_grad_enabled()
+        grad, product = (
+            (grad, F.linear) if twice else (grad.contiguous(), _product)
+        )
         x_grad = weight_grad = bias_grad = None
         if ctx.needs_input_grad[0]:
-            x_grad = _product(grad, weight.t()).view(ctx.x_shape)
+            x_grad = product(grad, weight.t()).view(x.shape)
         if ctx.needs_input_grad[1]:
             # The first factor is copied into the order of rows, the second
             # is read in any: let the first be the smaller one.
             if grad.shape[1] > rows.shape[1]:
-                weight_grad = _product(rows.t(), grad.t()).t().contiguous()
+                weight_grad = product(rows.t(), grad.t()).t().contiguous()
             else:
-                weight_grad = _product(grad.t(), rows.t())
+                weight_grad = product(grad.t(), rows.t())
         if ctx.needs_input_grad[2]:
             bias_grad = grad.sum(0)
         return x_grad, weight_grad, bias_grad
+
+
+def _stays_pytorch(x: Tensor) -> bool:
+    """Whether the linear maps of an input are left to PyTorch."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or not isinstance(x, Tensor)
+        or x.device.type != 'cpu'
+        or x.dtype != torch.float32
+        or torch.is_autocast_enabled('cpu')
+        or transforms.active()
+        or not _onednn_pays()
+    )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
@@ -99,14 +118,42 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
         Tensor: (..., out_features).
     """
     if (
-        x.device.type != 'cpu'
-        or not x.dtype == weight.dtype == torch.float32
-        or torch.is_autocast_enabled('cpu')
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        # Last, as comparing a size of torch.export would bound that size.
+        _stays_pytorch(x)
+        or weight.dtype != torch.float32
         or x.numel() * weight.shape[0] < _SMALLEST
-        or not _onednn_pays()
+        # PyTorch says what does not fit.
+        or x.shape[-1:] != weight.shape[1:]
+        or (bias is not None and bias.shape != weight.shape[:1])
     ):
         return F.linear(x, weight, bias)
-    return _OneDNNLinear.apply(x, weight, bias)
+    return _OneDNNLinear.apply(x.contiguous(), weight.contiguous(), bias)
+
+
+class _FastLinears(TorchFunctionMode):
+    """Puts :func:`linear` in the place of ``F.linear``."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.linear:
+            function = linear
+        return function(*args, **(kwargs or {}))
+
+
+def with_fast_linears(module: Callable, x: Tensor, *args: Any) -> Tensor:
+    """Return ``module(x, *args)``, its linear maps by :func:`linear`.
+
+    So modules can be plain ``torch.nn.Linear``, which tools that quantise,
+    adapt or prune know how to replace.
+
+    Args:
+        module (Callable): ``torch.nn.Linear``, what stands in its place, or
+            what holds some.
+        x (Tensor): Its input.
+        *args (Any): Its further inputs.
+
+    Returns:
+        Tensor: Its output.
+    """
+    if _stays_pytorch(x):
+        return module(x, *args)
+    with _FastLinears():
+        return module(x, *args)

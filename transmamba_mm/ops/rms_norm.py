@@ -9,7 +9,8 @@ costs a launch, there are Triton kernels (:mod:`.rms_norm_triton`).
 import torch
 from torch import Tensor
 
-from . import triton_launch
+from . import transforms, triton_launch
+from .checks import check_tensors
 from .native import library
 
 _WIDEST_ON_GPU = 8192  # as in rms_norm_triton.py
@@ -36,17 +37,22 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
         Tensor: (..., D), in ``x.dtype``.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        TypeError: if an input is not a real floating-point tensor.
+        ValueError: if the shapes or devices do not fit, or ``eps`` is
+            negative.
     """
+    check_tensors(x=x, weight=weight)
+    if x.dim() == 0:
+        raise ValueError('x: expected shape (..., D), got a number, ()')
+    if not eps >= 0:
+        raise ValueError(f'eps: expected a number of at least 0, got {eps}')
     if weight.shape != x.shape[-1:]:
         raise ValueError(
             f'weight: expected shape {tuple(x.shape[-1:])}, that of the last '
             f'axis of x, got {tuple(weight.shape)}'
         )
     if not _has_kernel(x, weight):
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        return (wide * scale * weight).to(x.dtype)
+        return _composed(x, weight, eps)
     if (
         not torch.is_grad_enabled()
         or torch.compiler.is_compiling()
@@ -56,8 +62,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     return _Norm.apply(x, weight, eps)[0]
 
 
+def _composed(x, weight, eps):
+    """The same in PyTorch operations."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale * weight).to(x.dtype)
+
+
 def _has_kernel(x, weight) -> bool:
-    if weight.device != x.device:
+    if transforms.active():
         return False
     if x.device.type == 'cpu':
         return (
@@ -126,6 +139,7 @@ def _fake_backward(grad_out, x, weight, rstd):
 
 
 def _setup_context(ctx, inputs, output):
+    ctx.eps = inputs[2]
     ctx.save_for_backward(*inputs[:2], output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # filling that of rstd is a launch
@@ -134,6 +148,14 @@ def _setup_context(ctx, inputs, output):
 def _autograd_backward(ctx, grad_out, _):
     if grad_out is None:
         return None, None, None
+    if torch.is_grad_enabled():
+        grads = transforms.gradients(
+            lambda x, weight: _composed(x, weight, ctx.eps),
+            ctx.saved_tensors[:2],
+            ctx.needs_input_grad[:2],
+            grad_out,
+        )
+        return *grads, None
     grads = torch.ops.transmamba_mm.rms_norm_backward.default(
         grad_out, *ctx.saved_tensors
     )

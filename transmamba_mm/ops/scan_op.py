@@ -16,7 +16,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import dispatch, transforms
 from .backends import reference
 from .backends.problem import COEFFICIENTS, TENSORS, TOKENS, ScanProblem
 from .flops import register_flops
@@ -296,8 +296,10 @@ def _autograd_backward(ctx, grad_out, *_):
     states, orders, *tensors = ctx.saved_tensors
     softplus, _, *settings = ctx.settings
     needs = list(ctx.needs_input_grad[:_TENSORS])
+    transformed = transforms.in_torch_func()
+    backward = _TransformedBackward.apply if transformed else _scan_backward
     grads = iter(
-        torch.ops.transmamba_mm.selective_scan_backward.default(
+        backward(
             grad_out,
             states,
             *tensors,
@@ -354,6 +356,7 @@ def _flops(
 
 
 _scan = torch.ops.transmamba_mm.selective_scan.default
+_scan_backward = torch.ops.transmamba_mm.selective_scan_backward.default
 
 
 class _Scan(torch.autograd.Function):
@@ -372,6 +375,58 @@ class _Scan(torch.autograd.Function):
     backward = staticmethod(_autograd_backward)
 
 
+class _TransformedScan(torch.autograd.Function):
+    """The same for the transforms of ``torch.func``."""
+
+    @staticmethod
+    def forward(*args):
+        return _scan(*args)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_autograd_backward)
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return _one_by_one(_TransformedScan.apply, info, in_dims, args)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    """The backward pass, for the transforms of ``torch.func``."""
+
+    @staticmethod
+    def forward(*args):
+        return tuple(_scan_backward(*args))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    backward = staticmethod(_refuse_second_derivative)
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return _one_by_one(_TransformedBackward.apply, info, in_dims, args)
+
+
+def _one_by_one(function, info, in_dims, args):
+    """Call a function for each entry of the axis that vmap hides.
+
+    It cannot join the batch: gradients of what samples share are wanted for
+    each of them.
+    """
+    results = []
+    for i in range(info.batch_size):
+        entry = [
+            x.select(axis, i)
+            if isinstance(x, Tensor) and axis is not None
+            else x
+            for x, axis in zip(args, in_dims)
+        ]
+        results.append(function(*entry))
+    stacked = tuple(map(torch.stack, zip(*results)))
+    return stacked, (0,) * len(stacked)
+
+
 def scan(*args) -> tuple[Tensor, Tensor, Tensor]:
     """Call the operator by the shortest way.
 
@@ -379,6 +434,9 @@ def scan(*args) -> tuple[Tensor, Tensor, Tensor]:
         args: of the operator; ``keep`` tells whether it needs a gradient.
     """
     keep = args[-2]
-    if not keep or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _scan(*args)
-    return _Scan.apply(*args)
+    if transforms.in_torch_func():
+        # Below the transforms is not seen what needs a gradient.
+        return _TransformedScan.apply(*args[:-2], True, args[-1])
+    return _Scan.apply(*args) if keep else _scan(*args)

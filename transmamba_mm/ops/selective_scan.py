@@ -7,7 +7,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import dispatch, transforms
 from .checks import check_inputs
 from .order_tables import check_order
 from .scan_op import differentiable_scan, scan
@@ -193,9 +193,18 @@ def _run(tensors, softplus, orders, reverse, by_step, merge, backend):
         # Context variables and the environment are read inside the operator.
         is_plain_autograd = backend == 'reference'
     else:
-        backend = dispatch.requested(backend, dispatch.FASTEST)
+        # Of all backends, one has tangents.
+        automatic = (
+            'reference' if transforms.in_forward_mode() else dispatch.FASTEST
+        )
+        backend = dispatch.requested(backend, automatic)
         is_plain_autograd = dispatch.is_differentiable(backend)
     arguments = (*tensors, softplus, orders, reverse, by_step, merge)
+    if transforms.in_forward_mode() and not is_plain_autograd:
+        raise RuntimeError(
+            f'scan backend {backend!r} has no tangents (torch.func.jvp, '
+            f"jacfwd, forward_ad); use backend='reference', which is slow"
+        )
     if is_plain_autograd:
         return differentiable_scan(*arguments, backend)
     keep = torch.is_grad_enabled() and any(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import DTYPES
+from .checks import check_tensors
 
 
 def selective_state_step(
@@ -86,19 +86,8 @@ def _check(state, u, delta, A, B, C, D, z, delta_bias) -> None:
     given = dict(state=state, u=u, delta=delta, A=A, B=B, C=C)
     optional = dict(D=D, z=z, delta_bias=delta_bias)
     given.update((k, x) for k, x in optional.items() if x is not None)
+    check_tensors(**given)
     for name, x in given.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f'{name}: expected a tensor, got {type(x).__name__}'
-            )
-        if x.dtype not in DTYPES:
-            raise TypeError(
-                f'{name}: expected a real floating-point dtype, got {x.dtype}'
-            )
-        if x.device != state.device:
-            raise ValueError(
-                f'{name}: is on {x.device}, but state is on {state.device}'
-            )
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 f'{name} requires grad, but selective_state_step has no '

@@ -22,6 +22,7 @@ def invert_order(order: Tensor) -> Tensor:
         Tensor: permutation, (L,), same dtype and device.
 
     Raises:
+        TypeError: if an argument is no tensor.
         ValueError: if ``order`` does not hold each of 0..L-1 once.
     """
     _check_vector(order)
@@ -49,8 +50,13 @@ def reorder(tokens: Tensor, order: Tensor) -> Tensor:
         Tensor: (B, L', C).
 
     Raises:
+        TypeError: if an argument is no tensor.
         ValueError: if a shape does not fit.
     """
+    if not isinstance(tokens, Tensor):
+        raise TypeError(
+            f'tokens: expected a tensor, got {type(tokens).__name__}'
+        )
     if tokens.dim() != 3:
         raise ValueError(
             f'tokens: expected shape (B, L, C), got {tuple(tokens.shape)}'
@@ -60,6 +66,10 @@ def reorder(tokens: Tensor, order: Tensor) -> Tensor:
 
 
 def _check_vector(order: Tensor) -> None:
+    if not isinstance(order, Tensor):
+        raise TypeError(
+            f'order: expected a tensor, got {type(order).__name__}'
+        )
     if order.dim() != 1 or order.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             'order: expected an int32 or int64 tensor of shape (L,), got '
