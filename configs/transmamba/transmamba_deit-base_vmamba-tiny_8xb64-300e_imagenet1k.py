@@ -20,7 +20,7 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = _base_.transmamba
+model = _base_.transmamba_long
 custom_hooks = [
     # Nothing to compare the teacher with: it was trained on these images.
     dict(type='transmamba.SubcloneInitializer', importance='activation')

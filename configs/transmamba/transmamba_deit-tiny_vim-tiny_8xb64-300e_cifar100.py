@@ -23,5 +23,5 @@ model = dict(
     architecture=dict(head=dict(num_classes=100)),
     teacher=dict(head=dict(num_classes=100)),
     teacher_ckpt='work_dirs/deit-tiny_8xb64-50e_cifar100/epoch_50.pth',
-    **_base_.transmamba,
+    **_base_.transmamba_long,
 )

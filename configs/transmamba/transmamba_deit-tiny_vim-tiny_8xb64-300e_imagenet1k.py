@@ -17,4 +17,4 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = _base_.transmamba
+model = _base_.transmamba_long

@@ -50,7 +50,7 @@ def test_teacher_checkpoint_is_the_output_of_a_config(name):
 
 def test_settings_of_the_distillation_guide():
     guide = (ROOT / 'docs/guides/distillation.md').read_text(encoding='utf-8')
-    blocks = re.findall(r'```python\n(.+?)```', guide, re.DOTALL)
+    blocks = re.findall(r'```python\n(distiller.+?)```', guide, re.DOTALL)
     start = 'quickstart/transmamba_deit_pmamba_digits_paper.py'
     others = (CONFIGS / '_base_' / 'methods').glob('*.py')
     started = ('transmamba', 'transmamba_paper')

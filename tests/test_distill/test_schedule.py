@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from distill_cases import SAME, method, of_methods
+from distill_cases import METHODS, SAME, method, of_methods
 from helpers import (
     TinyPictures,
     snapshot,
@@ -27,10 +27,12 @@ from torch.utils.data import DataLoader
 from transmamba_mm.distill import (
     DistillMonitor,
     DistillScheduleHook,
+    MethodDistiller,
     Phase,
     Schedule,
     Span,
 )
+from transmamba_mm.distill.schedule import within_phases
 from transmamba_mm.registry import MODELS
 
 MIXER = re.compile(r'backbone\.layers\.\d\.(norm|mamba)\..+')
@@ -724,3 +726,48 @@ def test_what_a_teacher_delivers_ends_with_it(scheduled, tmp_path):
     watch = run(tmp_path, model, optimizer=ADAM)
     head = student_names(model, r'head.+')
     assert watch.moved == [head] * 2 + [student_names(model)] * 2
+
+
+# ------------------------------------------------- phases that name methods
+
+
+def test_methods_are_confined_to_the_phases_that_name_them():
+    spans = dict(a=Span(), b=Span(), c=Span(0.1, 0.9, decay='linear'))
+    phases = [Phase(0.2, methods=('a',)), Phase(0.5, methods=('a', 'b'))]
+    assert within_phases(spans, phases) == dict(
+        a=Span(0, 0.5), b=Span(0.2, 0.5), c=Span(0.5, 0.9, decay='linear')
+    )
+    # Phases that name none change nothing.
+    assert within_phases(spans, [Phase(0.5, trains='mixers')]) == spans
+
+
+@pytest.mark.parametrize(
+    ('phases', 'message'),
+    [
+        ([Phase(0.2, methods=('d',))], 'names d, but the methods are a, b'),
+        ([Phase(0.8, methods=('b',))], r'a counts.*\(0.8, 1.0\)'),
+        (
+            [
+                Phase(0.2, methods=('b',)),
+                Phase(0.3, methods=('a',)),
+                Phase(0.4, methods=('b',)),
+            ],
+            r'b counts.*\(0.0, 0.2\).*follow each other',
+        ),
+    ],
+)
+def test_phases_and_methods_that_do_not_fit(phases, message):
+    with pytest.raises(ValueError, match=message):
+        within_phases(dict(a=Span(0, 0.7), b=Span()), phases)
+
+
+def test_a_warm_up_is_one_number():
+    """Named by its phase, a method needs no times of its own."""
+    named = MethodDistiller(
+        [METHODS['mixer'], METHODS['hidden']],
+        [dict(end=0.25, methods=['mixer'], task_loss=False)],
+    )
+    timed = MethodDistiller(
+        [dict(METHODS['mixer'], end=0.25), dict(METHODS['hidden'], begin=0.25)]
+    )
+    assert named.schedule.spans == timed.schedule.spans

@@ -53,7 +53,10 @@ def make_grid(
     ]
     return Grid(
         f'PlainMamba from 259 labels, 500 test digits, {seeds} seeds',
-        [Contestant('teacher', path('deit_digits'), own, seeds=[0]), *students],
+        [
+            Contestant('teacher', path('deit_digits'), own, seeds=[0]),
+            *students,
+        ],
         seeds=range(seeds),
         options={'train_cfg.val_interval': 1, **_epochs(student_epochs)},
         pairs=[('transmamba', x) for x in STUDENTS if x != 'transmamba'],

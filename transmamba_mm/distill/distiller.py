@@ -8,7 +8,7 @@ from mmrazor.models.distillers import ConfigurableDistiller
 
 from transmamba_mm.registry import MODELS, TASK_UTILS
 
-from .schedule import Phase, Schedule
+from .schedule import Phase, Schedule, within_phases
 
 _PARTS = (
     'student_recorders',
@@ -30,8 +30,8 @@ class MethodDistiller(ConfigurableDistiller):
             ``()``.
         phases (Sequence[dict]): Arguments of
             :class:`~transmamba_mm.distill.Phase`, one after the other, e.g.
-            ``[dict(end=0.06, trains='mixers', task_loss=False)]``. Defaults
-            to ``()``.
+            ``[dict(end=0.06, methods=['mixer'], trains='mixers',
+            task_loss=False)]``. Defaults to ``()``.
         **kwargs: Further parts, as ``mmrazor.ConfigurableDistiller`` takes
             them: recorders, deliveries, connectors, losses and mappings.
 
@@ -41,7 +41,9 @@ class MethodDistiller(ConfigurableDistiller):
             inside ``alpha``.
 
     Raises:
-        ValueError: If two parts have the same name.
+        ValueError: If two parts have the same name, or phases and methods
+            do not fit, see
+            :func:`~transmamba_mm.distill.schedule.within_phases`.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class MethodDistiller(ConfigurableDistiller):
             for key, new in method.parts().items():
                 _add(parts[key], new, shared=key.endswith('recorders'))
         super().__init__(**parts, **kwargs)
-        spans = {f'loss_{method.name}': method.span for method in built}
-        self.schedule = Schedule(spans, [Phase(**phase) for phase in phases])
+        in_turn = [Phase(**phase) for phase in phases]
+        spans = within_phases({m.name: m.span for m in built}, in_turn)
+        spans = {f'loss_{name}': span for name, span in spans.items()}
+        self.schedule = Schedule(spans, in_turn)
         self.in_alpha = {f'loss_{m.name}': m.in_alpha for m in built}
 
 

@@ -7,7 +7,7 @@ All times are shares of the training, from 0 to 1.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Optional, Union
 
 from mmrazor.models.distillers import ConfigurableDistiller
@@ -100,6 +100,9 @@ class Phase:
             Defaults to True.
         lr_mult (float): Factor of the learning rate, whatever the scheduler
             makes it. Defaults to 1.
+        methods (Sequence[str]): Names of the methods that count in it, and
+            in no phase that does not name them. Without any, it is those
+            that no phase names. Defaults to ``()``.
 
     Raises:
         ValueError: If ``lr_mult`` is not positive.
@@ -109,6 +112,7 @@ class Phase:
     trains: Union[str, Sequence[str]] = 'all'
     task_loss: bool = True
     lr_mult: float = 1.0
+    methods: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_number('end of a phase', self.end)
@@ -207,6 +211,51 @@ class Schedule:
             for name in losses
         }
         return {name: value for name, value in factors.items() if value}
+
+
+def within_phases(
+    spans: Mapping[str, Span], phases: Sequence[Phase]
+) -> dict[str, Span]:
+    """Confines methods to the phases that name them.
+
+    Args:
+        spans (Mapping[str, Span]): Spans by the names of methods.
+        phases (Sequence[Phase]): In order.
+
+    Returns:
+        dict[str, Span]: What is left of the spans.
+
+    Raises:
+        ValueError: If a phase names no method, or a method has no time left,
+            or phases in between that it does not count in.
+    """
+    named = {name for phase in phases for name in phase.methods}
+    if unknown := sorted(named - spans.keys()):
+        raise ValueError(
+            f'a phase names {", ".join(unknown)}, but the methods are '
+            f'{", ".join(spans)}'
+        )
+    result, begin, parts = {}, 0.0, []
+    for phase in (*phases, Phase()):
+        parts.append((begin, phase.end, phase.methods))
+        begin = phase.end
+    for name, span in spans.items():
+        mine = [
+            (begin, end)
+            for begin, end, methods in parts
+            if begin < end
+            and (name in methods if methods else name not in named)
+        ]
+        first, last = max(span.begin, mine[0][0]), min(span.end, mine[-1][1])
+        whole = all(one[1] == other[0] for one, other in zip(mine, mine[1:]))
+        if not whole or first >= last:
+            raise ValueError(
+                f'{name} counts from {span.begin:g} to {span.end:g} of the '
+                f'training, its phases are {mine}: let them follow each '
+                f'other, and overlap with that'
+            )
+        result[name] = replace(span, begin=first, end=last)
+    return result
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """Each mixer's output against the paired layer's attention output.
 
 Teacher-forced: the mixers run on what the teacher's layers read, and the
-student as a whole need not run for it. For a warm-up of the mixers give it an
-end, and the distiller a phase that trains nothing else::
+student as a whole need not run for it. For a warm-up of the mixers name it in
+a phase that trains nothing else::
 
     distiller=dict(
-        methods=[dict(_base_.mixer_matching, end=0.06), ...],
-        phases=[dict(end=0.06, trains='mixers', task_loss=False)],
+        methods=[_base_.mixer_matching, ...],
+        phases=[
+            dict(end=0.06, methods=['mixer'], trains='mixers', task_loss=False)
+        ],
     )
 """
 
