@@ -11,6 +11,7 @@ compiled for the processor at hand (``-march=native``), because home
 directories and wheels travel between machines.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -18,8 +19,15 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 SOURCES = Path(__file__).resolve().parent / 'csrc'
 LIBRARY = 'transmamba_kernels.so'
@@ -31,6 +39,7 @@ FLAGS = (
     '-ffp-contract=off',
 )
 OPENMP = '-fopenmp'
+WORKSPACE = 'transmamba_build_'  # how folders of builds under way are called
 FLAGS_OF_FILE = {
     'entry.cpp': (),
     'kernels_avx2.cpp': ('-mavx2', '-mfma', '-mf16c'),
@@ -64,11 +73,15 @@ def find_compiler() -> list[str]:
             f'the kernels are written for x86-64 with AVX2, this machine is '
             f'{platform.machine()}'
         )
-    if os.environ.get('CXX'):
-        command = shlex.split(os.environ['CXX'])
-        if shutil.which(command[0]):
+    wanted = os.environ.get('CXX')
+    if wanted:
+        try:
+            command = shlex.split(wanted)
+        except ValueError as error:
+            raise BuildError(f'CXX={wanted} cannot be read: {error}') from None
+        if command and shutil.which(command[0]):
             return command
-        raise BuildError(f'CXX={os.environ["CXX"]} is not a program')
+        raise BuildError(f'CXX={wanted!r} is not a program')
     for name in COMPILERS:
         if shutil.which(name):
             return [name]
@@ -89,7 +102,8 @@ def build_key(compiler: list[str]) -> str:
 def build(target: Path, compiler: Optional[list[str]] = None) -> None:
     """Compile the library and move it to ``target`` in one step.
 
-    OpenMP is left out where the compiler does not have it.
+    OpenMP is left out where the compiler does not have it.  Size and digest
+    are stored beside it, for :func:`is_whole`.
 
     Args:
         target: file to make or replace.  Its folder is made if missing.
@@ -101,14 +115,75 @@ def build(target: Path, compiler: Optional[list[str]] = None) -> None:
     """
     compiler = compiler or find_compiler()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        library = Path(folder) / LIBRARY
+    with _workspace(target.parent) as folder:
+        library = folder / LIBRARY
         try:
             _compile(compiler, [*FLAGS, OPENMP], library)
         except BuildError:
             _compile(compiler, list(FLAGS), library)
+        library.chmod(0o755)
+        seal = folder / 'seal'
+        seal.write_bytes(_seal(library))
+        seal.chmod(0o644)
         # Another process may be loading an older one: never write in place.
-        os.replace(library, target)
+        for made, place in ((library, target), (seal, seal_of(target))):
+            with open(made, 'rb+') as file:
+                os.fsync(file.fileno())
+            os.replace(made, place)
+
+
+def seal_of(library: Path) -> Path:
+    """Return where the digest and the size of a library are stored."""
+    return library.with_name(library.name + '.sha256')
+
+
+def is_whole(library: Path) -> bool:
+    """Tell whether a library is what was built, to the last byte.
+
+    A processor that runs into the end of a shortened one kills the process.
+    """
+    try:
+        return seal_of(library).read_bytes() == _seal(library)
+    except OSError:
+        return False
+
+
+def _seal(library: Path) -> bytes:
+    content = library.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    return f'{digest} {len(content)}\n'.encode()
+
+
+@contextlib.contextmanager
+def _workspace(parent: Path) -> Iterator[Path]:
+    """Make a folder, locked while in use, and remove it afterwards."""
+    sweep(parent)
+    with (
+        tempfile.TemporaryDirectory(prefix=WORKSPACE, dir=parent) as folder,
+        open(Path(folder) / 'lock', 'w') as lock,
+    ):
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(folder)
+
+
+def sweep(parent: Path) -> None:
+    """Remove folders of builds that were killed."""
+    if fcntl is None:
+        return
+    for folder in parent.glob(f'{WORKSPACE}*'):
+        with contextlib.suppress(OSError):  # in use, or gone by now
+            state = folder.lstat()
+            if state.st_uid != os.geteuid():
+                continue
+            if not (folder / 'lock').exists():
+                # Killed between two lines, if not made just now.
+                if time.time() - state.st_mtime > 3600:
+                    folder.rmdir()
+                continue
+            with open(folder / 'lock') as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
 
 
 def _compile(compiler: list[str], flags: list[str], library: Path) -> None:
@@ -135,6 +210,7 @@ def _start(command: list[str]) -> subprocess.Popen:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors='replace',
         )
     except OSError as error:
         raise BuildError(f'{command[0]} cannot be run: {error}') from error

@@ -4,13 +4,16 @@
 Tried in turn: the library that ``setup.py`` put beside this file, the one in
 the user's cache, and compiling it into that cache.  ``TRANSMAMBA_CACHE_DIR``
 moves the cache (default: ``transmamba_mm`` in ``$XDG_CACHE_HOME`` or
-``~/.cache``); ``TRANSMAMBA_ISA`` (``avx512`` or ``avx2``) restricts the
-instruction set.
+``~/.cache``); where others could put code into it (:mod:`.trust`), or it
+cannot be written, each process compiles its own.  ``TRANSMAMBA_ISA``
+(``avx512`` or ``avx2``) restricts the instruction set.
 """
 
 import ctypes
 import functools
 import os
+import tempfile
+import warnings
 from ctypes import c_char_p, c_double, c_int64, c_void_p
 from pathlib import Path
 from typing import Optional
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 
 from . import build
+from .trust import UnsafeFolderError, is_own, private_folder
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # abi.h
 CHUNK = 32  # TM_CHUNK of csrc/abi.h
@@ -203,6 +207,8 @@ def coefs(x: Tensor) -> tuple[int, ...]:
 
 def _open(path: Path) -> Optional[ctypes.CDLL]:
     """Load a library if it was built from the sources at hand."""
+    if not build.is_whole(path):
+        return None
     try:
         # PyTorch, imported by now, has loaded the OpenMP runtime to share.
         library = ctypes.CDLL(str(path))
@@ -229,20 +235,39 @@ def _open(path: Path) -> Optional[ctypes.CDLL]:
 def _open_cached() -> ctypes.CDLL:
     try:
         compiler = build.find_compiler()
-        path = _cache() / build.build_key(compiler) / build.LIBRARY
-        library = _open(path)
-        if library is None:
-            build.build(path, compiler)
-            library = _open(path)
-    except (build.BuildError, OSError) as error:
+        key = build.build_key(compiler)
+        try:
+            path = private_folder(_cache(), key) / build.LIBRARY
+            return _open_or_build(path, compiler)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, build.BuildError):
+                raise
+            warnings.warn(
+                f'The CPU kernels are compiled for this process alone, which '
+                f'takes some seconds each time, because: {error}. To keep '
+                f'them, set {CACHE_VARIABLE} to a folder of your own.',
+                stacklevel=2,
+            )
+        with tempfile.TemporaryDirectory(prefix='transmamba_mm_') as folder:
+            path = private_folder(Path(folder), key) / build.LIBRARY
+            return _open_or_build(path, compiler)
+    except (build.BuildError, UnsafeFolderError, OSError) as error:
         raise LibraryError(str(error)) from error
+
+
+def _open_or_build(path: Path, compiler: list[str]) -> ctypes.CDLL:
+    build.sweep(path.parent)
+    library = _open(path) if is_own(path) else None
     if library is None:
-        raise LibraryError(f'{path} was built but cannot be loaded')
+        build.build(path, compiler)
+        library = _open(path)
+    if library is None:
+        raise build.BuildError(f'{path} was built but cannot be loaded')
     return library
 
 
 def _cache() -> Path:
     if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
+        return Path(os.environ[CACHE_VARIABLE]).expanduser()
     base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     return Path(base) / 'transmamba_mm'
