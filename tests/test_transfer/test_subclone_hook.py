@@ -25,6 +25,7 @@ from mmengine.model import PretrainedInit, is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
+from teacher_cases import CASES, swin
 from torch import multiprocessing
 from torch.utils.data import Dataset
 
@@ -48,12 +49,16 @@ COPIED = {
 class Noise(Dataset):
     """Eight random pictures of three classes."""
 
+    def __init__(self, size=16):
+        self.size = size
+
     def __len__(self):
         return 8
 
     def __getitem__(self, index):
         generator = torch.Generator().manual_seed(index)
-        picture = torch.randint(256, (3, 16, 16), generator=generator)
+        shape = 3, self.size, self.size
+        picture = torch.randint(256, shape, generator=generator)
         sample = DataSample().set_gt_label(index % 3)
         return dict(inputs=picture.byte(), data_samples=sample)
 
@@ -97,12 +102,12 @@ def distill_cfg(teacher_ckpt, **kwargs):
     )
 
 
-def config(folder, model=None, hooks=(), **kwargs):
+def config(folder, model=None, hooks=(), size=16, **kwargs):
     """A run of one epoch of two iterations."""
     loader = dict(
         batch_size=4,
         num_workers=0,
-        dataset=Noise(),
+        dataset=Noise(size),
         collate_fn=dict(type='pseudo_collate'),
     )
     return dict(
@@ -358,6 +363,38 @@ def test_activations_are_collected_from_training_data(
     _, found, _ = train(tmp_path, hook, model=model)
     assert found.plan.settings['importance'] == 'activation'
     assert found.plan.selections['residual'].startswith('12 of 16 [')
+
+
+@pytest.mark.parametrize('kind', ['Swin', 'CLIP'])
+def test_other_families_start_students_in_a_run(tmp_path, kind):
+    """Stages onto stages; a tower that is no classifier."""
+    if kind == 'Swin':
+        teacher = build(swin(), 1)
+        model = dict(
+            type='mmpretrain.ImageClassifier',
+            backbone=dict(
+                type='transmamba.VMamba',
+                arch=dict(embed_dims=8, depths=(1, 1, 1, 1), patch_embed='v1'),
+            ),
+            head=dict(type='LinearClsHead', num_classes=3, in_channels=64),
+            data_preprocessor=PREPROCESSOR,
+        )
+        ours, theirs = 'backbone.layers.2.blocks.0.norm', 'stages.2.blocks.1'
+        theirs = f'backbone.{theirs}.norm1'
+    else:
+        teacher = CASES['CLIP, both towers'].make()
+        model = student_cfg(ffn_ratio=3)
+        ours = 'backbone.layers.1.norm'
+        theirs = 'visual.transformer.resblocks.2.ln_1'
+    torch.save(teacher.state_dict(), tmp_path / 'other.pth')
+    hook = subcloner(str(tmp_path / 'other.pth'), importance='magnitude')
+    _, hook, probe = train(
+        tmp_path, hook, model=model, size=64 if kind == 'Swin' else 16
+    )
+    assert probe.iterations == 2
+    assert hook.plan.coverage > 40
+    expected = teacher.get_parameter(f'{theirs}.weight')
+    assert probe.start[f'{ours}.weight'].equal(expected)
 
 
 # ------------------------------------------- fine-tuned here, no reference

@@ -133,7 +133,7 @@ class Pairing:
         name = axis_name(axis, layer)
         if (name, size) not in self._selected:
             if self._scores is None:
-                self._scores = score_channels(self.teacher, *self._score_args)
+                self._scores = self._score(f'{name} to {size} channels')
             if name not in self._scores:
                 raise TransferError(
                     f'importance={self._score_args[0]!r} says nothing about '
@@ -145,6 +145,12 @@ class Pairing:
             label = f'{name} ({size})' if name in self.selections else name
             self.selections[label] = _summarise(index, score.numel())
         return self._selected[name, size]
+
+    def _score(self, cut: str) -> dict[str, Tensor]:
+        try:
+            return score_channels(self.teacher, *self._score_args)
+        except TransferError as error:
+            raise TransferError(f'to cut {cut}: {error}') from error
 
     def states(self, layer: int, size: int, score: Tensor) -> Tensor:
         """The attention channels that a state of ``size`` dimensions keeps.
@@ -160,7 +166,7 @@ class Pairing:
             Tensor: LongTensor (size,), ascending.
         """
         criterion, reference = self._score_args[:2]
-        narrower = self.backbone.layer_dims[-1] < self.teacher.layer_dims[-1]
+        narrower = min(self.backbone.layer_dims) < min(self.teacher.layer_dims)
         if criterion == 'least_changed' and reference is None and not narrower:
             return select(score, size)
         return self.indices(INNER, layer, size)
