@@ -14,7 +14,7 @@ from teacher_cases import CASES, CLIP, timm_model
 from torch import nn
 
 from transmamba_mm.contract import Teacher, TeacherError, read_teacher
-from transmamba_mm.contract.sites import SITES
+from transmamba_mm.contract.sites import TEACHER_SITES
 from transmamba_mm.distill import PatchTokensRecorder, TeacherSiteRecorder
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
@@ -229,7 +229,7 @@ def test_a_site_that_does_not_exist():
     recorder = TeacherSiteRecorder('attention')
     with pytest.raises(ValueError, match="'attention'; choose from") as error:
         recorder.initialize(build(vit_cfg()))
-    assert all(site in str(error.value) for site in SITES)
+    assert all(site in str(error.value) for site in TEACHER_SITES)
 
 
 def test_a_bare_backbone_gives_no_logits():

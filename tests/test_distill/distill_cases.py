@@ -81,4 +81,7 @@ METHODS = dict(
     relations=method('TokenRelations', stages=2),
     standardised_kl=method('StandardisedLogitsKD'),
     released=method('ReleasedTransMamba'),
+    bridge=method('AttentionBridge', hidden=8),
+    ofa=method('OneForAll', gamma=1.5, stages=2),
+    masked_relations=method('MaskedTokenRelations', stages=2, mask_ratio=0.6),
 )

@@ -1,8 +1,8 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Pairs of a teacher and a student, and what plain hooks see of them.
 
-Nothing here asks the contract: modules have their own names, grids are
-square, and class tokens stand where these tables say.
+Nothing here asks the contract, but for scan orders: modules have their own
+names, grids are square, and class tokens stand where these tables say.
 """
 
 import math
@@ -17,6 +17,8 @@ from mmengine.model import BaseModel
 from mmpretrain.structures import DataSample
 from teacher_cases import CASES, CLIPVision, swin
 from torch import Tensor, nn
+
+from transmamba_mm.contract import scan_order
 
 CLASSES = 5
 
@@ -44,6 +46,11 @@ class Parts:
         head (nn.Module): What gives the logits.
         classes (tuple): Where class tokens stand among the tokens.
         turned (bool): Whether tokens are (L, B, C).
+        qkv (callable): Weight and bias of a teacher's mixer that give
+            queries, keys and values.
+        inner (tuple): Parts of a student's mixer of which ``bc`` makes B and
+            C of each direction.
+        bc (callable): Gets the mixer and the outputs of these.
     """
 
     blocks: list
@@ -53,41 +60,91 @@ class Parts:
     head: nn.Module
     classes: tuple = ()
     turned: bool = False
+    qkv: Optional[Callable] = None
+    inner: tuple = ()
+    bc: Optional[Callable] = None
+
+
+def attention_qkv(mixer) -> tuple:
+    return mixer.qkv.weight, mixer.qkv.bias
 
 
 def vit_parts(model) -> Parts:
     net = model.backbone
     blocks = list(net.layers)
     norms, mixers = [x.ln1 for x in blocks], [x.attn for x in blocks]
-    return Parts(blocks, norms, mixers, net.ln1, model.head, (0,))
+    return Parts(
+        *(blocks, norms, mixers, net.ln1, model.head, (0,)),
+        qkv=attention_qkv,
+    )
 
 
 def timm_parts(model) -> Parts:
     net = model.model
     blocks = list(net.blocks)
     norms, mixers = [x.norm1 for x in blocks], [x.attn for x in blocks]
-    return Parts(blocks, norms, mixers, net.norm, net, (0,))
+    return Parts(
+        *(blocks, norms, mixers, net.norm, net, (0,)), qkv=attention_qkv
+    )
 
 
 def clip_parts(model) -> Parts:
     net = model.tower
     blocks = list(net.transformer.resblocks)
     norms, mixers = [x.ln_1 for x in blocks], [x.attn for x in blocks]
-    return Parts(blocks, norms, mixers, net.ln_post, net, (0,), True)
+    return Parts(
+        *(blocks, norms, mixers, net.ln_post, net, (0,), True),
+        qkv=lambda mixer: (mixer.in_proj_weight, mixer.in_proj_bias),
+    )
 
 
 def swin_parts(model) -> Parts:
     net = model.backbone
     blocks = [block for stage in net.stages for block in stage.blocks]
     norms, mixers = [x.norm1 for x in blocks], [x.attn for x in blocks]
-    return Parts(blocks, norms, mixers, net.norm3, model.head)
+    return Parts(
+        *(blocks, norms, mixers, net.norm3, model.head),
+        qkv=lambda mixer: attention_qkv(mixer.w_msa),
+    )
+
+
+def last_two(rows: Tensor, size: int) -> tuple:
+    """B and C of what a mixer computes of a token."""
+    return rows[..., -2 * size : -size], rows[..., -size:]
+
+
+def plain_mamba_bc(mixer, rows: Tensor) -> list:
+    """Each direction adds to B what it knows of its last move."""
+    B, C = last_two(rows, mixer.d_state)
+    side = side_of(rows)
+    row_of = {1: 1, -1: 2, -side: 3, side: 4}
+    found = []
+    for direction in mixer.directions:
+        order = scan_order(direction, side, side).tolist()
+        moves = [0, *(row_of[b - a] for a, b in zip(order, order[1:]))]
+        found.append((B + mixer.direction_Bs[moves], C))
+    return found
+
+
+def vision_mamba_bc(mixer, *rows: Tensor) -> list:
+    return [last_two(each, mixer.d_state) for each in rows]
+
+
+def vmamba_bc(mixer, maps: Tensor) -> list:
+    tokens = F.silu(maps).flatten(2).mT
+    weights = mixer.x_proj_weight
+    return [last_two(tokens @ each.T, mixer.d_state) for each in weights]
 
 
 def plain_mamba_parts(model) -> Parts:
     net = model.backbone
     blocks = list(net.layers)
     norms, mixers = [x.norm for x in blocks], [x.mamba for x in blocks]
-    return Parts(blocks, norms, mixers, net.ln1, model.head)
+    return Parts(
+        *(blocks, norms, mixers, net.ln1, model.head),
+        inner=('x_proj',),
+        bc=plain_mamba_bc,
+    )
 
 
 def vision_mamba_parts(model, classes=(8,)) -> Parts:
@@ -95,14 +152,22 @@ def vision_mamba_parts(model, classes=(8,)) -> Parts:
     blocks = list(net.layers)
     norms, mixers = [x.norm for x in blocks], [x.mixer for x in blocks]
     # In the middle of 16 patches.
-    return Parts(blocks, norms, mixers, net.norm_f, model.head, classes)
+    return Parts(
+        *(blocks, norms, mixers, net.norm_f, model.head, classes),
+        inner=('x_proj', 'x_proj_b'),
+        bc=vision_mamba_bc,
+    )
 
 
 def vmamba_parts(model) -> Parts:
     net = model.backbone
     blocks = [block for stage in net.layers for block in stage.blocks]
     norms, mixers = [x.norm for x in blocks], [x.op for x in blocks]
-    return Parts(blocks, norms, mixers, net.norm, model.head)
+    return Parts(
+        *(blocks, norms, mixers, net.norm, model.head),
+        inner=('conv2d',),
+        bc=vmamba_bc,
+    )
 
 
 def student_cfg(dims, **backbone) -> dict:
@@ -119,10 +184,10 @@ def vmamba(depths, dims=8) -> nn.Module:
     return build(student_cfg(dims, type='transmamba.VMamba', arch=arch), 1)
 
 
-def vision_mamba(**kwargs) -> nn.Module:
+def vision_mamba(kind='VisionMamba', **kwargs) -> nn.Module:
     config = student_cfg(
         16,
-        type='transmamba.VisionMamba',
+        type=f'transmamba.{kind}',
         arch=dict(embed_dims=16, num_layers=2, ffn_ratio=2),
         img_size=16,
         patch_size=4,
@@ -184,12 +249,20 @@ PAIRS = {
         lambda model: vision_mamba_parts(model, (0, 17)),
         _TO_TWO,
     ),
+    'ViT to VideoMamba': PairCase(
+        vit,
+        vit_parts,
+        lambda: vision_mamba('VideoMamba'),
+        lambda model: vision_mamba_parts(model, (0,)),
+        _TO_TWO,
+    ),
     'ViT to VMamba': PairCase(
         vit,
         vit_parts,
         lambda: vmamba((1, 1, 2), 4),
         vmamba_parts,
         {0: 0, 1: 1, 2: 1, 3: 2},
+        without=('masked_relations',),
     ),
     'Swin to VMamba': PairCase(
         lambda: build(swin()),
@@ -198,7 +271,8 @@ PAIRS = {
         vmamba_parts,
         {i: i for i in range(5)},
         size=64,
-        without=('released',),  # compares with a class token
+        # The one compares with a class token, the other needs one grid.
+        without=('released', 'masked_relations'),
     ),
     'timm to PlainMamba': PairCase(
         CASES['TimmClassifier ViT'].make, timm_parts, *_PLAIN
@@ -208,7 +282,7 @@ PAIRS = {
         clip_parts,
         *_PLAIN,
         # An embedding, no scores of classes.
-        without=('kl', 'hard_label', 'standardised_kl'),
+        without=('kl', 'hard_label', 'standardised_kl', 'ofa'),
     ),
 }
 
@@ -226,7 +300,10 @@ def batch_of(size: int, num: int = 4) -> tuple:
 
 @dataclass
 class Seen:
-    """What plain hooks saw of one side: tokens (B, L, C), layer by layer."""
+    """What plain hooks saw of one side: tokens (B, L, C), layer by layer.
+
+    ``bc`` holds a pair (B, C) for each layer and direction.
+    """
 
     streams: list
     mixers: list
@@ -234,6 +311,7 @@ class Seen:
     tokens: Tensor
     logits: Tensor
     taps: dict
+    bc: list
 
 
 def watch(parts: Parts, run: Callable, taps: Optional[dict] = None) -> Seen:
@@ -248,7 +326,9 @@ def watch(parts: Parts, run: Callable, taps: Optional[dict] = None) -> Seen:
         tokens = tokens[0] if isinstance(tokens, tuple) else tokens
         return tokens.transpose(0, 1) if parts.turned else tokens
 
+    inner = [[getattr(x, key) for key in parts.inner] for x in parts.mixers]
     modules = [*parts.blocks, *parts.norms, *parts.mixers, parts.head]
+    modules += [x for its in inner for x in its]
     modules += (taps or {}).values()
     handles = [x.register_forward_hook(keep) for x in dict.fromkeys(modules)]
     run()
@@ -262,6 +342,11 @@ def watch(parts: Parts, run: Callable, taps: Optional[dict] = None) -> Seen:
         parts.final(layers[-1]),
         kept[parts.head][1],
         {key: kept[x][1] for key, x in (taps or {}).items()},
+        [
+            parts.bc(mixer, *(kept[x][1] for x in its))
+            for mixer, its in zip(parts.mixers, inner)
+            if its
+        ],
     )
 
 

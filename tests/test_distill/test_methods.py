@@ -24,6 +24,7 @@ from pair_cases import (
     side_of,
     vision_mamba,
     vit,
+    vmamba,
     watch,
 )
 
@@ -33,8 +34,23 @@ from transmamba_mm.distill import (
     TransMambaDistill,
     normalised_mse,
 )
+from transmamba_mm.distill.methods import masked_relation
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
+
+
+def some_mask(like, ratio):
+    """As :func:`random_mask`, but the same for all that it is asked for."""
+    batch, tokens = like.shape[:2]
+    places = torch.arange(tokens) * 7 + 3 * torch.arange(batch)[:, None]
+    return places % tokens < round(ratio * tokens)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _masks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masked_relation, 'random_mask', some_mask)
+        yield
 
 
 def distilled(student, teacher, *methods, alpha=0.5, **kwargs):
@@ -207,13 +223,13 @@ def mixer(pair, layers=None):
     return sum(errors) / len(errors)
 
 
-def relations(pair):
-    def rows(tokens):
-        alike = F.cosine_similarity(
-            tokens[:, :, None], tokens[:, None], dim=-1
-        )
-        return alike / alike.norm(dim=-1, keepdim=True)
+def rows(tokens):
+    """Of the map that tells which tokens are alike."""
+    alike = F.cosine_similarity(tokens[:, :, None], tokens[:, None], dim=-1)
+    return alike / alike.norm(dim=-1, keepdim=True)
 
+
+def relations(pair):
     errors, layers = [], list(pair.case.layers.items())
     for layer, source in (layers[len(layers) // 2 - 1], layers[-1]):
         target = pair.teacher.layers[source]
@@ -248,6 +264,89 @@ def released(pair):
     return total
 
 
+def bridge(pair):
+    connector = pair.model.distiller.connectors['bridge_student']
+    total = 0
+    for layer, source in pair.case.layers.items():
+        parts = pair.teacher_parts
+        read = parts.norms[source](pair.teacher.streams[source])
+        qkv = F.linear(read, *parts.qkv(parts.mixers[source]))
+        query, key, _ = patches(qkv, parts.classes).chunk(3, -1)
+        mlps = list(connector.maps[str(layer)])
+        for B, C in pair.student.bc[layer]:
+            for found, target in ((B, key), (C, query)):
+                found = patches(found, pair.student_parts.classes)
+                first, _, last = mlps.pop(0)
+                found = F.linear(found, first.weight, first.bias)
+                found = F.linear(F.silu(found), last.weight, last.bias)
+                found = on_grid(found, side_of(target))
+                total += (found - target).square().mean()
+        assert not mlps
+    return total / len(pair.case.layers)
+
+
+def ofa(pair):
+    labels = torch.cat([sample.gt_label for sample in pair.batch[1]])
+    believed = pair.teacher.logits.softmax(1)
+    target = believed**1.5
+    for i, label in enumerate(labels):
+        target[i, label] = (1 + believed[i, label]) ** 1.5 - 1
+    scores = [pair.student.logits]
+    exits = pair.model.distiller.connectors['ofa_exits'].exits
+    widths = [x.shape[-1] for x in pair.student.layers]
+    last = [i for i, x in enumerate(widths) if x not in widths[i + 1 :]]
+    assert list(map(int, exits)) == (last if len(last) > 1 else [0, 1])
+    for layer, branch in exits.items():
+        tokens = pair.student.layers[int(layer)]
+        tokens = patches(tokens, pair.student_parts.classes)
+        maps = tokens.mT.unflatten(2, (side_of(tokens),) * 2)
+        if side_of(tokens) > 7:
+            maps = F.interpolate(maps, (7, 7), mode='area')
+        tokens = maps.flatten(2).mT
+        if tokens.shape[-1] != widths[-1]:
+            wide = branch.widen
+            tokens = F.linear(tokens, wide.weight, wide.bias)
+        for each in branch.layers:
+            tokens = each(tokens)
+        mean = tokens.mean(1)
+        scores.append(F.linear(mean, branch.fc.weight, branch.fc.bias))
+    return -sum((target * x.log_softmax(1)).sum(1).mean() for x in scores)
+
+
+def masked_relations(pair):
+    loss = pair.model.distiller.distill_losses['loss_masked_relations']
+    masks = []
+
+    def mask(module, inputs, output):
+        masks.append(some_mask(output[0], 0.6))
+        hidden = masks[0].float().unsqueeze(-1)
+        return (1 - hidden) * output[0] + hidden * loss.mask_token, output[1]
+
+    embed = pair.model.student.backbone.patch_embed
+    handle = embed.register_forward_hook(mask)
+    seen = pair.look_at_student()
+    handle.remove()
+
+    def chosen(parts, tokens, masked):
+        tokens = on_grid(patches(tokens, parts.classes), 4)
+        kept = [x[hidden == masked] for x, hidden in zip(tokens, masks[0])]
+        return torch.stack(kept)
+
+    ours, theirs = pair.student_parts, pair.teacher_parts
+    errors = []
+    for layer, source in pair.case.layers.items():
+        found = rows(chosen(ours, seen.layers[layer], False))
+        target = rows(chosen(theirs, pair.teacher.layers[source], False))
+        errors.append(1 - (found * target).sum(-1).mean())
+    guess = chosen(ours, seen.tokens, True)
+    truth = chosen(theirs, pair.teacher.tokens, True)
+    if guess.shape != truth.shape:
+        guess = F.linear(guess, loss.predict.weight, loss.predict.bias)
+    error = (guess - truth).abs()
+    smooth = torch.where(error < 1, error.square() / 2, error - 0.5).mean()
+    return sum(errors) / len(errors) + smooth
+
+
 def transmamba(pair):
     backbone = pair.model.student.backbone
     mlps = list(pair.model.distiller.connectors['calibration'].mlps)
@@ -255,8 +354,10 @@ def transmamba(pair):
     side = side_of(target)
     similarities = {direction: [] for direction in backbone.directions}
     for (_, direction), tap in pair.student.taps.items():
-        # They stand in the same places in both directions.
-        scanned = patches(tap, pair.student_parts.classes)
+        classes = pair.student_parts.classes
+        if direction == 'raster_reverse':
+            classes = [tap.shape[1] - 1 - place for place in classes]
+        scanned = patches(tap, classes)
         mlp = mlps.pop(0)
         own = backbone.scan_order(direction, *(side_of(scanned),) * 2)
         raster = torch.empty_like(scanned)
@@ -288,6 +389,9 @@ EXPECTED = dict(
     relations=relations,
     standardised_kl=standardised_kl,
     released=released,
+    bridge=bridge,
+    ofa=ofa,
+    masked_relations=masked_relations,
 )
 
 
@@ -383,6 +487,19 @@ TEACHES = {
     'hidden, first layer': (
         method('HiddenStates', layer_map=[1, None]),
         FIRST,
+    ),
+    'bridge': (
+        method('AttentionBridge'),
+        (
+            *FIRST,
+            r'backbone\.layers\.1\.norm\..+',
+            r'.+\.1\.mamba\.(in_proj|conv2d|x_proj|direction_Bs)\b.*',
+        ),
+    ),
+    'exits': (method('OneForAll'), EVERYTHING),
+    'masked relations': (
+        method('MaskedTokenRelations'),
+        (r'backbone\..+',),
     ),
     'transmamba': (
         method('AdaptiveBidirectional'),
@@ -502,9 +619,11 @@ def together(pair, *methods, **kwargs):
     model = distilled(
         pair.model.student, pair.model.teacher, *methods, **kwargs
     )
-    own = pair.model.distiller.connectors
-    for name, connector in model.distiller.connectors.items():
-        connector.load_state_dict(own[name].state_dict())
+    for kind in ('connectors', 'distill_losses'):
+        own = getattr(pair.model.distiller, kind)
+        for name, each in getattr(model.distiller, kind).items():
+            if name in own:
+                each.load_state_dict(own[name].state_dict())
     return model
 
 
@@ -772,6 +891,55 @@ def deit_without_class_token():
             'expected one transmamba_mm backbone.*found 0',
         ),
         (
+            partial(vmamba, (1, 1)),
+            vit,
+            method('MaskedTokenRelations'),
+            ValueError,
+            r'VMamba does not keep the grid.*transmamba\.TokenRelations',
+        ),
+        (
+            plain_mamba,
+            vit,
+            method('MaskedTokenRelations', mask_ratio=1.0),
+            ValueError,
+            'between 0 and 1, got 1.0',
+        ),
+        (
+            plain_mamba,
+            vit,
+            method('OneForAll', gamma=0.0),
+            ValueError,
+            'gamma must be positive',
+        ),
+        (
+            plain_mamba,
+            vit,
+            method('OneForAll', stages=0),
+            ValueError,
+            'stages must be at least 1',
+        ),
+        (
+            plain_mamba,
+            plain_mamba,
+            method('AttentionBridge'),
+            TeacherError,
+            'no known Transformer',
+        ),
+        (
+            plain_mamba,
+            vit,
+            method('LastLayerHint', lifted=True),
+            ValueError,
+            'no lift: give it neck=',
+        ),
+        (
+            plain_mamba,
+            vit,
+            method('LastLayerHint', lifted=True, normalised=False),
+            ValueError,
+            'lifted=True needs normalised=True',
+        ),
+        (
             plain_mamba,
             vit,
             method('HiddenStates', teacher_backbone='text'),
@@ -814,7 +982,7 @@ def test_of_several_students_and_teachers_the_named_ones_are_read():
     kept = [
         name
         for name in METHODS
-        if name not in ('kl', 'hard_label', 'standardised_kl')
+        if name not in ('kl', 'hard_label', 'standardised_kl', 'ofa')
     ]
     configs = [dict(METHODS[name], **names) for name in kept]
     model = distilled(student, teacher, *configs)
@@ -823,7 +991,8 @@ def test_of_several_students_and_teachers_the_named_ones_are_read():
 
 
 @pytest.mark.parametrize(
-    'name', ['LogitsKD', 'StandardisedLogitsKD', 'ReleasedTransMamba']
+    'name',
+    ['LogitsKD', 'StandardisedLogitsKD', 'ReleasedTransMamba', 'OneForAll'],
 )
 @pytest.mark.parametrize('tau', [0, -1.0, float('nan'), True, '2'])
 def test_a_temperature_is_positive(name, tau):
@@ -839,7 +1008,9 @@ def test_a_weight_is_a_number(name, weight):
         distilled(plain_mamba(), vit(), options)
 
 
-@pytest.mark.parametrize('name', ['HardLabel', 'StandardisedLogitsKD'])
+@pytest.mark.parametrize(
+    'name', ['HardLabel', 'StandardisedLogitsKD', 'OneForAll']
+)
 def test_heads_are_of_the_same_classes(name):
     teacher = vit()
     teacher.head.layers.head = torch.nn.Linear(16, 7)

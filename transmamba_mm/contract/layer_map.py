@@ -13,6 +13,20 @@ def stages_of(dims: Sequence[int]) -> list[int]:
     return [len(list(group)) for _, group in groupby(dims)]
 
 
+def stage_ends(layers: int, stages: int) -> list[int]:
+    """The last layer of each of some equal parts of the depth.
+
+    Args:
+        layers (int): Number of layers.
+        stages (int): Parts, of which there are no more than layers.
+
+    Returns:
+        list[int]: Ascending; the last layer comes last.
+    """
+    stages = min(stages, layers)
+    return [(i + 1) * layers // stages - 1 for i in range(stages)]
+
+
 def _spread(num: int, total: int) -> list[int]:
     """Indices of ``num`` of ``total`` layers, first and last included."""
     if num == 1:

@@ -5,7 +5,9 @@ A teacher family and a student backbone each map their own parameter names to
 roles (``layers.3.ffn_in.weight``). Weight subcloning then pairs equal roles
 and cuts every tensor along the axes stated here. Parameters of the state
 space model have the role ``layers.<i>.ssm.<name>``, without axes: a
-Transformer has no counterpart for them. Weight decay goes by roles as well.
+Transformer has no counterpart for them. Nor has it one for ``lift.weight``
+and ``lift.bias`` of a student whose neck widens its features. Weight decay
+goes by roles as well.
 """
 
 from collections.abc import Sequence

@@ -2,28 +2,44 @@
 """The places of a pair that methods may read, by name.
 
 ==============  ===========================================================
+``images``      What a student is shown, (B, 3, H, W).
+``labels``      Their classes (B,), or scores (B, K) where they are mixed.
 ``logits``      Class scores (B, K).
 ``tokens``      Tokens after the last layer and the final norm.
+``lifted``      These as the neck widens them for the head, see
+                :attr:`Student.lift`.
 ``layers``      The residual stream after each layer.
 ``streams``     The residual stream that each layer's mixer norm reads.
 ``mixers``      What each mixer (attention, or scans) adds to the stream.
 ``mixer_inputs``  Normalised tokens that each mixer reads.
-``qkv``         Queries, keys and values of each layer (B, L, 3 C); of
-                teachers only.
+``bc``          B and C of each direction, (B, L, K 2 N), see
+                :meth:`DirectionTaps.show_maps`.
+``qkv``         Queries, keys and values of each layer (B, L, 3 C), as they
+                are projected.
 ==============  ===========================================================
+
+``images``, ``labels``, ``lifted`` and ``bc`` are sites of students only,
+``qkv`` of teachers only.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+IMAGES = 'images'
+LABELS = 'labels'
 LOGITS = 'logits'
 TOKENS = 'tokens'
+LIFTED = 'lifted'
 LAYERS = 'layers'
 STREAMS = 'streams'
 MIXERS = 'mixers'
 MIXER_INPUTS = 'mixer_inputs'
+BC = 'bc'
 QKV = 'qkv'
 
-SITES = (LOGITS, TOKENS, LAYERS, STREAMS, MIXERS, MIXER_INPUTS, QKV)
+_BOTH = (LOGITS, TOKENS, LAYERS, STREAMS, MIXERS, MIXER_INPUTS)
+STUDENT_SITES = (IMAGES, LABELS, *_BOTH, LIFTED, BC)
+TEACHER_SITES = (*_BOTH, QKV)
 
 
 class Captured(NamedTuple):
@@ -38,16 +54,18 @@ class Captured(NamedTuple):
     output: Any
 
 
-def check_site(site: str) -> None:
-    """Complains of a site that does not exist.
+def check_site(site: str, sites: Sequence[str], side: str) -> None:
+    """Complains of a site that a side of the pair does not have.
 
     Args:
         site (str): The site.
+        sites (Sequence[str]): Those that it has.
+        side (str): What it is called.
 
     Raises:
-        ValueError: If ``site`` is none of :data:`SITES`.
+        ValueError: If ``site`` is none of them.
     """
-    if site not in SITES:
+    if site not in sites:
         raise ValueError(
-            f'there is no site {site!r}; choose from {", ".join(SITES)}'
+            f'a {side} has no site {site!r}; choose from {", ".join(sites)}'
         )

@@ -10,20 +10,28 @@ asked about a student.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Optional
 
+import torch
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+
+from transmamba_mm.ops import linear
 
 from .class_tokens import join_class_tokens, split_class_tokens
 from .records import TokenRecord
 from .scan_orders import scan_order
 from .sites import (
+    BC,
+    IMAGES,
+    LABELS,
+    LIFTED,
     LOGITS,
     MIXER_INPUTS,
     MIXERS,
-    QKV,
     STREAMS,
+    STUDENT_SITES,
     TOKENS,
     Captured,
     check_site,
@@ -66,8 +74,8 @@ class MambaStudent(ABC):
         """The mixer of each block, in depth order.
 
         It maps normalised tokens (B, L, C) and their grid to (B, L, C), has
-        ``taps``, which show each direction, and ``by_direction``, which gives
-        them apart (B, K, L, C).
+        ``taps``, which show each direction, ``by_direction``, which gives
+        them apart (B, K, L, C), and ``d_state``, the size N of its state.
         """
 
     @property
@@ -147,8 +155,9 @@ class GridStudent(MambaStudent):
         hierarchical (bool): Whether the mixers work on several grids.
         num_extra_tokens (int): Class tokens in the token sequence; see
             :meth:`class_token_slots` for where they stand.
-        patch_embed (nn.Module): Has ``init_out_size``, the grid that a
-            position embedding is made for, and, in a hierarchical student,
+        patch_embed (nn.Module): Gives the patch tokens (B, L, C) of images
+            and their grid. Has ``init_out_size``, the grid that a position
+            embedding is made for, and, in a hierarchical student,
             ``stride``, the pixels between tokens of the first grid.
     """
 
@@ -216,35 +225,74 @@ class Student:
         self._prefix, self.backbone = _find(model, backbone)
 
     def roles(self) -> dict[str, str]:
-        """Roles by parameter name: the backbone's, and the head's.
-
-        The head is the last Linear of ``head`` beside the backbone.
-        """
+        """Roles by parameter name: the backbone's, the lift's, the head's."""
         roles = {
             self._prefix + name: role
             for name, role in self.backbone.param_roles().items()
         }
-        head = self._head_name
-        linears = [
-            name
-            for name, module in self._model.named_modules()
-            if f'{name}.'.startswith(f'{head}.')
-            and isinstance(module, nn.Linear)
-        ]
-        if linears:
-            roles[f'{linears[-1]}.weight'] = 'head.weight'
-            roles[f'{linears[-1]}.bias'] = 'head.bias'
+        for role, found in (('lift', self.lift), ('head', self._classifier)):
+            if found is not None:
+                roles[f'{found[0]}.weight'] = f'{role}.weight'
+                roles[f'{found[0]}.bias'] = f'{role}.bias'
         return roles
 
     @property
-    def _head_name(self) -> str:
-        return self._prefix.removesuffix('backbone.') + 'head'
+    def lift(self) -> Optional[tuple[str, nn.Linear]]:
+        """Name and module of a neck that is one linear map and no more.
+
+        A narrower student widens its features to the teacher's width by it,
+        so that its head may be the teacher's. mmpretrain's ``LinearNeck``
+        without norm is one.
+        """
+        leaves = [
+            (name, module)
+            for name, module in self._part('neck').items()
+            if not list(module.children())
+            and not isinstance(module, nn.Identity)
+        ]
+        if len(leaves) == 1 and isinstance(leaves[0][1], nn.Linear):
+            return leaves[0]
+        return None
+
+    @property
+    def num_classes(self) -> int:
+        """int: Classes that the head scores.
+
+        Raises:
+            ValueError: If the head ends with no linear map.
+        """
+        if self._classifier is None:
+            raise ValueError(
+                f'the head of {type(self._model).__name__} has no linear '
+                f'layer that tells how many classes there are'
+            )
+        return self._classifier[1].out_features
+
+    @property
+    def _classifier(self) -> Optional[tuple[str, nn.Linear]]:
+        """Name and module of the head's last linear map."""
+        linears = [
+            (name, module)
+            for name, module in self._part('head').items()
+            if isinstance(module, nn.Linear)
+        ]
+        return linears[-1] if linears else None
+
+    def _part(self, name: str) -> dict[str, nn.Module]:
+        """A part of the model beside the backbone, with all inside of it."""
+        whole = self._prefix.removesuffix('backbone.') + name
+        return {
+            key: module
+            for key, module in self._model.named_modules()
+            if f'{key}.'.startswith(f'{whole}.')
+        }
 
     def modules_of(self, site: str) -> dict[str, nn.Module]:
         """The modules that must be watched to read a site.
 
         Args:
-            site (str): One of :data:`~transmamba_mm.contract.sites.SITES`.
+            site (str): One of
+                :data:`~transmamba_mm.contract.sites.STUDENT_SITES`.
 
         Returns:
             dict[str, nn.Module]: The modules, by the names that
@@ -253,25 +301,56 @@ class Student:
         Raises:
             ValueError: If a student has no such site.
         """
-        check_site(site)
+        check_site(site, STUDENT_SITES, 'student')
+        if site in (IMAGES, LABELS):
+            return {site: self._model}
         if site == LOGITS:
-            modules = dict(self._model.named_modules())
-            if self._head_name not in modules:
+            head = list(self._part('head').values())
+            if not head:
                 raise ValueError(
-                    f'{type(self._model).__name__} has no '
-                    f'{self._head_name!r} that gives logits'
+                    f"{type(self._model).__name__} has no 'head' beside its "
+                    f'backbone that gives logits'
                 )
-            return {LOGITS: modules[self._head_name]}
-        if site == QKV:
+            return {LOGITS: head[0]}
+        if site == LIFTED and self.lift is None:
             raise ValueError(
-                'a student has no queries, keys and values: qkv is a site of '
-                'teachers'
+                "the student has no lift: give it neck=dict(type='LinearNeck'"
+                ", in_channels=..., out_channels=the teacher's width, "
+                'norm_cfg=None)'
             )
         blocks, mixers = self.backbone.blocks(), self.backbone.mixers()
-        if site == TOKENS:
+        if site in (TOKENS, LIFTED):
             return {'0': blocks[-1]}
         watched = mixers if site in (MIXERS, MIXER_INPUTS) else blocks
+        if site == BC:
+            watched = [mixer.taps.bc for mixer in mixers]
         return {str(i): module for i, module in enumerate(watched)}
+
+    def look(self, site: str, images: Tensor) -> Any:
+        """Runs the backbone alone, and makes a site's record of that.
+
+        Args:
+            site (str): A site inside of the backbone.
+            images (Tensor): What the backbone reads.
+
+        Returns:
+            list[TokenRecord]: See :meth:`record`.
+        """
+        seen: dict[str, Captured] = {}
+        handles = [
+            module.register_forward_hook(
+                lambda _, inputs, output, name=name: seen.update(
+                    {name: Captured(inputs, output)}
+                )
+            )
+            for name, module in self.modules_of(site).items()
+        ]
+        try:
+            self.backbone(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return self.record(site, seen)
 
     def record(self, site: str, seen: Mapping[str, Captured]) -> Any:
         """Makes a site's record of what was seen.
@@ -282,22 +361,45 @@ class Student:
                 :meth:`modules_of`.
 
         Returns:
-            Tensor | list[TokenRecord]: Logits (B, K), or a record for each
-            layer; one for ``'tokens'``.
+            Tensor | list[TokenRecord]: Images, labels or logits, or a record
+            for each layer; one for ``'tokens'`` and ``'lifted'``.
+
+        Raises:
+            ValueError: If labels are read that the images do not have.
         """
         if site == LOGITS:
             return seen[LOGITS].output
+        if site in (IMAGES, LABELS):
+            images, *samples = seen[site].inputs
+            return images if site == IMAGES else _labels(*samples)
         records = []
         for place, (inputs, output) in seen.items():
             layer, grid = int(place), tuple(inputs[1])
-            if site == TOKENS:
+            if site in (TOKENS, LIFTED):
                 layer = self.backbone.num_layers - 1
                 output = self.backbone.normalise(output)
+            if site == LIFTED:
+                _, lift = self.lift
+                output = linear(output, lift.weight, lift.bias)
             reads = site in (STREAMS, MIXER_INPUTS)
             tokens = inputs[0] if reads else output
             classes, patches = self.backbone.split(tokens, grid)
             records.append(TokenRecord(layer, patches, grid, classes))
         return records
+
+
+def _labels(samples: Optional[Sequence[BaseDataElement]] = None) -> Tensor:
+    """What mmpretrain's heads learn: classes (B,), or scores (B, K)."""
+    samples = samples or ()
+    if samples and all('gt_score' in sample for sample in samples):
+        return torch.stack([sample.gt_score for sample in samples])
+    labels = [sample.get('gt_label') for sample in samples]
+    if not labels or any(x is None or x.numel() != 1 for x in labels):
+        raise ValueError(
+            'a method reads the labels, and not every image of the batch has '
+            'one: leave that method out for unlabelled images'
+        )
+    return torch.cat(labels)
 
 
 def _find(model: nn.Module, name: Optional[str]) -> tuple[str, MambaStudent]:

@@ -56,7 +56,8 @@ class DirectionTaps(nn.Module):
     ``inner`` shows the gated direction before ``out_proj`` (B, L, d_inner),
     ``out`` the same after it (B, L, d_model), without the output bias. As
     ``out_proj`` is linear, the ``out`` taps of a mixer, each put back into
-    raster order, sum to the mixer's output less its bias.
+    raster order, sum to the mixer's output less its bias. One more, ``bc``,
+    shows what every direction writes and reads its state with.
 
     Args:
         directions (Sequence[str]): Names of the scan directions.
@@ -66,6 +67,7 @@ class DirectionTaps(nn.Module):
         super().__init__()
         self.inner = nn.ModuleDict({d: DirectionTap() for d in directions})
         self.out = nn.ModuleDict({d: DirectionTap() for d in directions})
+        self.bc = DirectionTap()
 
     def active(self, direction: str) -> bool:
         """Whether anybody records this direction."""
@@ -94,6 +96,28 @@ class DirectionTaps(nn.Module):
         ):
             if tap.active:
                 tap(reorder(tokens, order), grid)
+
+    def show_maps(self, B: Tensor, C: Tensor, grid: Grid) -> None:
+        """Shows B and C of all directions, if anybody records them.
+
+        They go through ``bc`` as one tensor (B, L, K 2 N): for each
+        direction B, then C. The order is that of the tokens which they are
+        computed from, whatever the direction's.
+
+        Args:
+            B (Tensor): (B, L, N), or each direction's, (B, K, L, N).
+            C (Tensor): Likewise.
+            grid (tuple[int, ...]): Patch grid.
+        """
+        if not self.bc.active:
+            return
+        K = len(self.out)
+        both = [
+            x if x.dim() == 4 else x.unsqueeze(1).expand(-1, K, -1, -1)
+            for x in (B, C)
+        ]
+        maps = torch.stack(both, dim=3)  # (B, K, L, 2, N)
+        self.bc(maps.transpose(1, 2).flatten(2), grid)
 
 
 def active_taps(block: nn.Module) -> list[DirectionTap]:

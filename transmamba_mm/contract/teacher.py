@@ -27,6 +27,7 @@ from .sites import (
     MIXERS,
     QKV,
     STREAMS,
+    TEACHER_SITES,
     TOKENS,
     Captured,
     check_site,
@@ -336,7 +337,8 @@ class Teacher:
         """The modules that must be watched to read a site.
 
         Args:
-            site (str): One of :data:`~transmamba_mm.contract.sites.SITES`.
+            site (str): One of
+                :data:`~transmamba_mm.contract.sites.TEACHER_SITES`.
 
         Returns:
             dict[str, nn.Module]: The modules, by the names that
@@ -345,7 +347,7 @@ class Teacher:
         Raises:
             TeacherError: If the teacher has no such site.
         """
-        check_site(site)
+        check_site(site, TEACHER_SITES, 'teacher')
         if site == LOGITS:
             return {LOGITS: self._logits_module()}
         family = self.family

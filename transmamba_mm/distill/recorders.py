@@ -76,7 +76,7 @@ class ModulesRecorder(BaseRecorder):
             if runs != 1:
                 raise ValueError(
                     f'recorded module {name!r} ran {runs} times in one '
-                    f'forward pass instead of once'
+                    f'forward pass instead of once (for {self.source!r})'
                 )
         once = {name: self._seen[name][0] for name in self._modules}
         self._seen = {}

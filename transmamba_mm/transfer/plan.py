@@ -33,7 +33,7 @@ class TransferEntry:
             channels), ``'resize'`` (position embedding on another grid),
             ``'leading'`` (into the first channels of a wider student),
             ``'ssm'`` (from a pretrained Mamba), ``'attention'`` (from the
-            attention projections), ``'init'`` (re-drawn), ``'fresh'``
+            attention projections), ``'init'`` (set or drawn anew), ``'fresh'``
             (keeps its initialisation).
         source (str | None): Name of the source tensor.
         note (str): Why it is fresh, or how it was cut.

@@ -8,6 +8,7 @@ the whole network, and one subset of hidden channels per FFN.
 
 from typing import Optional
 
+import torch
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
@@ -122,6 +123,8 @@ class Subcloner:
                 entry.note = 'no role in the transfer'
             elif is_ssm(role):
                 self.ssm.fill(entry, role, self.pairing)
+            elif role.startswith('lift.'):
+                self._fill_lift(entry, role)
             else:
                 self._fill(entry, role)
             entries.append(entry)
@@ -148,6 +151,29 @@ class Subcloner:
             dict(self.pairing.selections),
             self.pairing.kept_channels(),
         )
+
+    def _fill_lift(self, entry: TransferEntry, role: str) -> None:
+        """Puts each student channel where it came from in the teacher.
+
+        So the head, copied whole, starts as if it were cut to the channels
+        of the student.
+        """
+        entry.rule, entry.value = 'init', torch.zeros(entry.shape)
+        if role == 'lift.bias':
+            return
+        width, size = entry.shape
+        theirs = self.pairing.teacher.layer_dims[-1]
+        if width != theirs:
+            raise TransferError(
+                f'{entry.name} lifts features to {width} channels, the '
+                f"teacher has {theirs}: set the neck's out_channels and the "
+                f"head's in_channels to {theirs}"
+            )
+        places = torch.arange(min(width, size))
+        if size < width:
+            places = self.pairing.indices(RESIDUAL, None, size)
+        entry.value[places, torch.arange(len(places))] = 1
+        entry.note = 'each channel to the one that it takes after'
 
     def _fill(self, entry: TransferEntry, role: str) -> None:
         """Decides rule and value of one parameter outside the SSM."""

@@ -1,6 +1,8 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """What the sites of every registered backbone show."""
 
+import sys
+
 import pytest
 import torch
 from every_backbone_cases import build, every_backbone, inputs
@@ -76,6 +78,44 @@ def test_mix_is_what_a_layer_does_with_any_stream(name, kwargs, with_cp):
         assert all(p.grad.abs().sum() > 0 for p in parameters)
 
 
+@pytest.mark.parametrize('with_cp', [False, True])
+@every_backbone
+def test_b_and_c_are_those_of_the_scans(name, kwargs, with_cp, monkeypatch):
+    """Of each direction, by what the scan gets; shown to recorders alone."""
+    net = build(name, kwargs, out_type='raw', with_cp=with_cp)
+    scanned = []
+
+    def spy(scan):
+        def scan_here(*args, **options):
+            scanned.append(args[3:5])  # B and C
+            return scan(*args, **options)
+
+        return scan_here
+
+    module = sys.modules[type(net.mixers()[0]).__module__]
+    monkeypatch.setattr(module, 'multi_scan', spy(module.multi_scan))
+    (records,), _ = record(net, inputs(kwargs, 20, 28), 'bc')
+    directions = len(net.directions)
+    assert len(records) == len(scanned) == net.num_layers
+    for layer, (each, maps) in enumerate(zip(records, scanned)):
+        assert each.layer == layer
+        wanted = torch.stack(
+            [
+                # (B, N, L) where directions share them
+                x if x.dim() == 4 else torch.stack([x] * directions, 1)
+                for x in maps
+            ],
+            dim=2,
+        )  # (B, K, 2, N, L)
+        slots = set(net.class_token_slots(*each.grid))
+        keep = [i for i in range(wanted.shape[-1]) if i not in slots]
+        wanted = wanted[..., keep].flatten(1, 3).mT
+        assert torch.equal(each.tokens, wanted)
+    last = records[-1].tokens.square().sum()
+    last.backward()
+    assert any(p.grad is not None for p in net.mixers()[-1].parameters())
+
+
 @every_backbone
 def test_final_tokens_are_the_normalised_stream(name, kwargs):
     net = build(name, kwargs, out_type='raw')
@@ -115,5 +155,5 @@ def test_towers_are_told_apart_by_name(name, kwargs):
 def test_queries_and_keys_are_of_teachers_only():
     recorder = StudentSiteRecorder('qkv')
     net = build('PlainMamba', dict(arch='pmamba-tiny', img_size=16))
-    with pytest.raises(ValueError, match='site of teachers'):
+    with pytest.raises(ValueError, match="a student has no site 'qkv'"):
         recorder.initialize(net)

@@ -6,23 +6,30 @@ loss of its own in ``MODELS``; nothing else need know it.
 """
 
 from .base import DistillMethod, Reading
+from .bridge import AttentionBridge, BridgeLoss, BridgeMLPs
 from .direction import DirectionalMixerLoss, DirectionalMixerMatching
+from .exits import AdaptiveTargetLoss, LogitExits, OneForAll
 from .hard_label import HardLabel, HardLabelLoss
 from .hidden import HiddenStates
 from .hint import HintLoss, LastLayerHint
-from .logits import LogitsKD
-from .mixer import ForcedMixerLoss, MixerMatching
-from .relation import TokenRelationLoss, TokenRelations
-from .released import ReleasedLoss, ReleasedTransMamba
-from .standardised_logits import (
+from .logits import (
+    LogitsKD,
     StandardisedKLDivergence,
     StandardisedLogitsKD,
 )
+from .masked_relation import MaskedRelationLoss, MaskedTokenRelations
+from .mixer import ForcedMixerLoss, MixerMatching
+from .relation import TokenRelationLoss, TokenRelations
+from .released import ReleasedLoss, ReleasedTransMamba
 from .transmamba import AdaptiveBidirectional, AdaptiveBidirectionalDistill
 
 __all__ = [
     'AdaptiveBidirectional',
     'AdaptiveBidirectionalDistill',
+    'AdaptiveTargetLoss',
+    'AttentionBridge',
+    'BridgeLoss',
+    'BridgeMLPs',
     'DirectionalMixerLoss',
     'DirectionalMixerMatching',
     'DistillMethod',
@@ -32,8 +39,12 @@ __all__ = [
     'HiddenStates',
     'HintLoss',
     'LastLayerHint',
+    'LogitExits',
     'LogitsKD',
+    'MaskedRelationLoss',
+    'MaskedTokenRelations',
     'MixerMatching',
+    'OneForAll',
     'Reading',
     'ReleasedLoss',
     'ReleasedTransMamba',

@@ -12,6 +12,7 @@ target for every layer and direction, with attention in place of features.
 from typing import Any, Optional
 
 import torch
+from mmengine.dist import all_reduce
 from torch import Tensor
 
 from transmamba_mm.checks import check_positive
@@ -162,7 +163,11 @@ class DirectionalMixerLoss(ChannelPairLoss):
             )
         errors = torch.stack(errors)  # (layers, directions)
         if self.tau is not None:
-            weights = torch.softmax(errors.detach() / self.tau, dim=0)
+            # Those of the global batch, so that the gradient of several
+            # processes equals that of one; no-op in one.
+            shared = errors.detach().clone()
+            all_reduce(shared, op='mean')
+            weights = torch.softmax(shared / self.tau, dim=0)
             errors = len(errors) * weights * errors
         return self._average(dict(zip(self.pairs, errors.mean(1))))
 

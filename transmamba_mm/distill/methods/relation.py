@@ -12,13 +12,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transmamba_mm.checks import check_int
-from transmamba_mm.contract import TokenRecord
-from transmamba_mm.contract.layer_map import LayerMap
+from transmamba_mm.contract import Pair, TokenRecord
+from transmamba_mm.contract.layer_map import LayerMap, stage_ends
 from transmamba_mm.contract.sites import LAYERS
 from transmamba_mm.registry import MODELS, TASK_UTILS
 
 from ..losses import LayerPairLoss
 from .base import DistillMethod, Reading
+
+
+def relation_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """One minus the cosine of the rows of two relation maps.
+
+    Args:
+        student (Tensor): Tokens (B, L, C) of any width.
+        teacher (Tensor): Tokens (B, L, C) of any width, taken as constant.
+
+    Returns:
+        Tensor: Scalar, in float32.
+    """
+    wanted = _relations(teacher.detach())
+    return 1 - (_relations(student) * wanted).sum(-1).mean()
 
 
 def _relations(tokens: Tensor) -> Tensor:
@@ -31,7 +45,7 @@ def _relations(tokens: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class TokenRelationLoss(LayerPairLoss):
-    """One minus the cosine of the rows of two relation maps.
+    """:func:`relation_error` of some of the paired layers.
 
     Args:
         stages (int): How many pairs of layers are compared, spread evenly
@@ -42,6 +56,13 @@ class TokenRelationLoss(LayerPairLoss):
     def __init__(self, stages: int = 4, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stages = check_int('stages', stages)
+
+    def prepare(self, pair: Pair) -> None:
+        """Finds out which layers are compared."""
+        super().prepare(pair)
+        pairs = list(self.pairs.items())
+        ends = stage_ends(len(pairs), self.stages)
+        self.pairs = dict(pairs[end] for end in ends)
 
     def forward(
         self, student: list[TokenRecord], teacher: list[TokenRecord]
@@ -56,16 +77,11 @@ class TokenRelationLoss(LayerPairLoss):
         Returns:
             Tensor: Scalar.
         """
-        pairs = list(self.pairs.items())
-        stages = min(self.stages, len(pairs))
-        ends = [(i + 1) * len(pairs) // stages - 1 for i in range(stages)]
         errors = {}
-        for layer, source in (pairs[end] for end in ends):
+        for layer, source in self.pairs.items():
             target = teacher[source]
-            with torch.no_grad():
-                wanted = _relations(target.tokens)
-            found = _relations(student[layer].resized(target.grid).tokens)
-            errors[layer] = 1 - (found * wanted).sum(-1).mean()
+            tokens = student[layer].resized(target.grid).tokens
+            errors[layer] = relation_error(tokens, target.tokens)
         return self._average(errors)
 
 

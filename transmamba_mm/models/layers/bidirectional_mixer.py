@@ -133,13 +133,13 @@ class BidirectionalMixer(DirectionalMixer):
         return (forward, forward.flip(0))[: len(self.directions)]
 
     def mix(self, x: Tensor, grid: Grid, merge: bool) -> Tensor:
-        """See :meth:`DirectionalMixer.mix`; the grid plays no part."""
+        """See :meth:`DirectionalMixer.mix`; only taps see the grid."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
         if self.bimamba_type == 'none':
-            y = self._scan_forward(u, z)
+            y = self._scan_forward(u, z, grid)
             return y if merge else y.unsqueeze(1)
         scan = self._scan_v1 if self.bimamba_type == 'v1' else self._scan_v2
-        return scan(u, z, merge)
+        return scan(u, z, grid, merge)
 
     def _steps(
         self, u: Tensor, x_proj: Linear, dt_proj: Linear
@@ -151,12 +151,15 @@ class BidirectionalMixer(DirectionalMixer):
         # The bias belongs to the scan, which adds it in full precision.
         return linear(dt, dt_proj.weight), B, C
 
-    def _scan_v1(self, u: Tensor, z: Tensor, merge: bool) -> Tensor:
+    def _scan_v1(
+        self, u: Tensor, z: Tensor, grid: Grid, merge: bool
+    ) -> Tensor:
         """Both directions over the same convolved tokens; see _scan_v2."""
         u = causal_conv1d_silu(
             u, self.conv1d.weight.squeeze(1), self.conv1d.bias
         )
         dt, B, C = self._steps(u, self.x_proj, self.dt_proj)
+        self.taps.show_maps(B, C, grid)
         A_log = torch.stack([self.A_log, self.A_b_log])
         return multi_scan(
             u.mT,
@@ -172,12 +175,15 @@ class BidirectionalMixer(DirectionalMixer):
             merge='sum' if merge else 'stack',
         ).mT
 
-    def _scan_v2(self, u: Tensor, z: Tensor, merge: bool) -> Tensor:
+    def _scan_v2(
+        self, u: Tensor, z: Tensor, grid: Grid, merge: bool
+    ) -> Tensor:
         """Runs each direction on a convolution of its own.
 
         Args:
             u (Tensor): Tokens (B, L, d_inner).
             z (Tensor): Gate before SiLU (B, L, d_inner).
+            grid (tuple[int, ...]): Patch grid.
             merge (bool): Whether to add the directions up.
 
         Returns:
@@ -199,6 +205,7 @@ class BidirectionalMixer(DirectionalMixer):
             self._steps(backward, self.x_proj_b, self.dt_proj_b),
         )
         dt, B, C = (torch.stack(pair, dim=1) for pair in steps)
+        self.taps.show_maps(B, C, grid)
         bias = torch.stack([self.dt_proj.bias, self.dt_proj_b.bias])
         y = multi_scan(
             u.mT,
@@ -216,12 +223,13 @@ class BidirectionalMixer(DirectionalMixer):
         # In place: no derivative needs the undivided value.
         return y.mul_(0.5) if self.divide_out else y
 
-    def _scan_forward(self, u: Tensor, z: Tensor) -> Tensor:
+    def _scan_forward(self, u: Tensor, z: Tensor, grid: Grid) -> Tensor:
         """Gated output (B, L, d_inner) of the only direction."""
         u = causal_conv1d_silu(
             u, self.conv1d.weight.squeeze(1), self.conv1d.bias
         )
         dt, B, C = self._steps(u, self.x_proj, self.dt_proj)
+        self.taps.show_maps(B, C, grid)
         return selective_scan(
             u.mT,
             dt.mT,

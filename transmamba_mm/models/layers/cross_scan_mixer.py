@@ -116,6 +116,7 @@ class CrossScanMixer(DirectionalMixer):
         dt, B, C = rows.unflatten(-1, (K, -1)).split(
             [self.dt_rank, N, N], dim=-1
         )
+        self.taps.show_maps(B.transpose(1, 2), C.transpose(1, 2), grid)
         # Not one batched product: for the gradient of such small weights,
         # summed over so many tokens, CUDA's takes 100 times as long.
         pairs = zip(dt.unbind(2), self.dt_projs_weight.unbind(0))

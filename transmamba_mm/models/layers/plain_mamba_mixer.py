@@ -144,30 +144,28 @@ class PlainMambaMixer(DirectionalMixer):
         u = u.transpose(1, 2).unflatten(2, grid)
         u = F.silu(self.conv2d(u)).flatten(2).transpose(1, 2)
         gate = F.silu(z)
-        orders, moves = _scan_tables(self.directions, *grid, str(x.device))
-        scanned = self._scan(u, orders, moves, 'sum' if merge else 'stack')
+        scanned = self._scan(u, grid, 'sum' if merge else 'stack')
         # One gate for all directions: cheaper than to pass z to the scan.
         return (gate if merge else gate.unsqueeze(1)) * scanned
 
-    def _scan(
-        self, u: Tensor, orders: Tensor, moves: Tensor, merge: str
-    ) -> Tensor:
+    def _scan(self, u: Tensor, grid: Grid, merge: str) -> Tensor:
         """Runs all directions.
 
         Args:
             u (Tensor): Convolved tokens (B, L, d_inner), raster order.
-            orders (Tensor): (K, L), as in :func:`_scan_tables`.
-            moves (Tensor): (K, L), as there.
+            grid (tuple[int, ...]): (h, w).
             merge (str): ``'sum'`` or ``'stack'``.
 
         Returns:
             Tensor: Their sum (B, L, d_inner), or each, (B, K, L, d_inner), in
             raster order.
         """
+        orders, moves = _scan_tables(self.directions, *grid, str(u.device))
         dt, B, C = self.x_proj(u).split(
             [self.dt_rank, self.d_state, self.d_state], dim=-1
         )
         B = B.unsqueeze(1) + self.direction_Bs[moves]  # (B, K, L, N)
+        self.taps.show_maps(B, C, grid)
         y = multi_scan(
             u.mT,
             self.dt_proj(dt).mT,
