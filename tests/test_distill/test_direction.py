@@ -9,6 +9,7 @@ from helpers import build, pmamba_cfg, tiny_batch, vit_cfg
 from transmamba_mm.contract import Student, Teacher
 from transmamba_mm.distill import TeacherSiteRecorder
 from transmamba_mm.distill.losses import normalised_mse
+from transmamba_mm.distill.methods import direction as module
 from transmamba_mm.distill.methods.direction import (
     attention_by_direction,
     direction_shares,
@@ -133,10 +134,11 @@ def algorithm(student, teacher=None, **method):
     )
 
 
+@pytest.mark.parametrize('tau', [None, 0.1])
 @every_student
-def test_the_loss_compares_each_direction_with_its_share(config):
+def test_the_loss_compares_each_direction_with_its_share(config, tau):
     torch.manual_seed(0)
-    model = algorithm(config)
+    model = algorithm(config, tau=tau)
     images, samples = tiny_batch()
     loss = model(images, samples, mode='loss')['distill.loss_direction']
     qkv, streams = record(model.teacher, 'qkv', 'streams')
@@ -169,7 +171,34 @@ def test_the_loss_compares_each_direction_with_its_share(config):
             errors.append(
                 normalised_mse(shown[name][:, keep], wanted[:, m][:, order])
             )
-    torch.testing.assert_close(loss, torch.stack(errors).mean(), **CLOSE)
+    errors = torch.stack(errors).unflatten(0, (-1, len(student.directions)))
+    wanted = errors.mean()
+    if tau is not None:
+        weights = (errors.detach() / tau).softmax(0)
+        wanted = (weights * errors).sum(0).mean()
+    torch.testing.assert_close(loss, wanted, **CLOSE)
+    modules = torch.nn.ModuleList(x.in_proj for x in student.mixers())
+    parameters = list(modules.parameters())
+    for found, grad in zip(
+        torch.autograd.grad(loss, parameters, retain_graph=True),
+        torch.autograd.grad(wanted, parameters),
+    ):
+        torch.testing.assert_close(found, grad, **CLOSE)
+
+
+def test_weights_of_layers_are_those_of_the_global_batch(monkeypatch):
+    """Of the mean error over all processes, be their own what they may."""
+    torch.manual_seed(0)
+    model = algorithm(pmamba_cfg(), tau=0.1)
+    plain = model(*tiny_batch(), mode='loss')['distill.loss_direction']
+
+    def from_afar(errors, op):
+        assert op == 'mean'
+        errors.copy_(errors.flip(0))
+
+    monkeypatch.setattr(module, 'all_reduce', from_afar)
+    other = model(*tiny_batch(), mode='loss')['distill.loss_direction']
+    assert other < plain  # the worst layer counts least
 
 
 def test_layers_may_be_weighed_by_their_error():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import TINY_GRID, tiny_batch, tiny_student, tiny_teacher
 from mmengine.model import BaseModule
+from mmpretrain.structures import DataSample
 from mmrazor.models.task_modules import RecorderManager
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -16,6 +17,7 @@ from transmamba_mm.distill import (
     DirectionTapsRecorder,
     LayerwiseOutputsRecorder,
     PatchTokensRecorder,
+    StudentSiteRecorder,
 )
 from transmamba_mm.models import MambaBackbone
 from transmamba_mm.registry import MODELS
@@ -53,6 +55,45 @@ def hooks_of(model):
         len(module._forward_hooks) + len(module._forward_pre_hooks)
         for module in model.modules()
     )
+
+
+# --------------------------------------------------------- what is shown
+
+
+def shown(student, samples, site):
+    recorder = StudentSiteRecorder(site)
+    recorder.initialize(student)
+    images, _ = tiny_batch()
+    with recorder:
+        student(images, samples, mode='tensor')
+    return images, recorder.get_record_data()
+
+
+def test_images_are_those_of_the_student(student):
+    images, found = shown(student, tiny_batch()[1], 'images')
+    assert found is images
+
+
+def test_labels_are_those_of_the_task_loss(student):
+    _, samples = tiny_batch()
+    assert shown(student, samples, 'labels')[1].tolist() == [0, 1, 2, 0]
+    scores = torch.rand(4, 3)
+    mixed = [DataSample().set_gt_score(x) for x in scores]
+    assert shown(student, mixed, 'labels')[1].equal(scores)
+
+
+@pytest.mark.parametrize(
+    'samples',
+    [
+        None,
+        [DataSample().set_gt_label(1)] * 3 + [DataSample()],
+        [DataSample().set_gt_label([0, 1])] * 4,
+    ],
+    ids=['none', 'one without', 'several each'],
+)
+def test_images_without_a_label_are_told(student, samples):
+    with pytest.raises(ValueError, match='not every image of the batch has'):
+        shown(student, samples, 'labels')
 
 
 # -------------------------------------------------------- LayerwiseOutputs
