@@ -92,7 +92,7 @@ def test_the_head_reads_what_is_compared():
 def test_other_methods_go_on_beside_it():
     methods = [
         method('LastLayerHint', lifted=True),
-        method('HiddenStates'),
+        method('HiddenStates', channels='learned'),
         method('LogitsKD', begin=0.5),
     ]
     phases = [dict(end=0.2, trains='lift', task_loss=False)]
