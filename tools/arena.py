@@ -54,7 +54,7 @@ def main() -> None:
         raise UsageError(str(error)) from error
     write_report(grid, args.work_dir, digests_of(jobs))
     if failed:
-        raise SystemExit(f'no result: {", ".join(failed)}; see above')
+        raise UsageError(f'no result: {", ".join(failed)}; see above')
 
 
 if __name__ == '__main__':

@@ -28,11 +28,15 @@ def main() -> None:
         help='write PREFIX.py and PREFIX.pth; by default beside the '
         'checkpoint, with _student appended to its name',
     )
+    parser.add_argument(
+        '--safetensors',
+        action='store_true',
+        help='write PREFIX.safetensors instead of PREFIX.pth',
+    )
     args = parser.parse_args()
-    try:
-        config, weights = export_student(args.checkpoint, args.out)
-    except (FileNotFoundError, ValueError) as error:
-        raise cli.UsageError(str(error)) from error
+    config, weights = export_student(
+        args.checkpoint, args.out, args.safetensors
+    )
     print(f'config:  {config}\nweights: {weights}')
 
 

@@ -3,9 +3,8 @@
 
 import argparse
 
-from mmengine.runner import find_latest_checkpoint
-
 import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
+from transmamba_mm.checkpoints import find_latest_checkpoint
 from transmamba_mm.utils import cli
 
 

@@ -86,16 +86,3 @@ def test_files_of_more_than_data_are_named(tmp_path):
         read_checkpoint(str(path))
     with pytest.raises(ValueError, match='path or URL, got None'):
         read_checkpoint(None)
-
-
-def test_files_of_the_net_run_no_code(tmp_path, monkeypatch):
-    """MMEngine's loader of URLs would unpickle anything."""
-    asked = {}
-
-    def load(url, **kwargs):
-        asked.update(kwargs, url=url)
-        return dict(w=torch.ones(1))
-
-    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', load)
-    assert read_state_dict('https://example.com/x.pth')['w'] == 1
-    assert asked['weights_only'] and asked['map_location'] == 'cpu'

@@ -19,6 +19,13 @@ import timm
 import torch
 from timm.data import ImageNetInfo
 
+from transmamba_mm.checkpoints import (
+    CheckpointError,
+    read_checkpoint,
+    unwrap_state_dict,
+)
+from transmamba_mm.utils import cli
+
 
 def convert(
     name: str,
@@ -39,14 +46,21 @@ def convert(
         dict[str, Tensor]: Weights under timm's names, in float32.
 
     Raises:
-        ValueError: If a class is none of ImageNet-1k.
+        ValueError: If the checkpoint cannot be read or is of another model,
+            or a class is none of ImageNet-1k.
     """
-    model = timm.create_model(
-        name,
-        pretrained=True,
-        pretrained_cfg_overlay=dict(file=checkpoint),
-        img_size=img_size,
-    )
+    content = read_checkpoint(checkpoint)
+    # Averaged weights if there are any, as timm takes them.
+    weights = unwrap_state_dict(content, checkpoint, 'model_ema' in content)
+    try:
+        model = timm.create_model(
+            name,
+            pretrained=True,
+            pretrained_cfg_overlay=dict(state_dict=weights),
+            img_size=img_size,
+        )
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"'{checkpoint}', {name}: {error}") from error
     state = {key: value.float() for key, value in model.state_dict().items()}
     if classes:
         known = ImageNetInfo().label_names()
@@ -78,9 +92,13 @@ def main() -> None:
     args = vars(parser.parse_args())
     out = Path(args.pop('out'))
     out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=convert(**args)), out)
+    try:
+        state = convert(**args)
+    except (OSError, ValueError) as error:
+        raise cli.UsageError(str(error)) from error
+    torch.save(dict(state_dict=state), out)
     print(f'written to {out}')
 
 
 if __name__ == '__main__':
-    main()
+    cli.run_main(main)

@@ -6,12 +6,17 @@ import os
 import os.path as osp
 from typing import Optional
 
-import torch
 from mmengine.logging import print_log
 from mmpretrain import get_model
 
-from transmamba_mm.checkpoints import NOTE, CheckpointError, Source
-from transmamba_mm.checkpoints.files import read_checkpoint, strip_prefix
+from transmamba_mm.checkpoints import (
+    NOTE,
+    CheckpointError,
+    Source,
+    read_checkpoint,
+    strip_prefix,
+    write_weights,
+)
 from transmamba_mm.checkpoints.load import (
     check_match,
     find_tensors,
@@ -43,7 +48,8 @@ def convert_official(
             backbone released.
         config (str): Config file, or name in mmpretrain's model hub, of the
             classifier it is for.
-        out (str, optional): The file to write. Defaults to None, the
+        out (str, optional): The file to write, ``.pth`` or
+            ``.safetensors``. Defaults to None, the
             checkpoint's path without ``.pth``, with ``_transmamba.pth``
             appended.
         family (str, optional): Family of the checkpoint, e.g. ``'vim'`` or
@@ -114,7 +120,7 @@ def convert_official(
         official=dict(file=osp.basename(checkpoint), layout=backbone.layout),
         transmamba_mm_version=__version__,
     )
-    torch.save(dict(meta=meta, state_dict=result), out)
+    write_weights(out, result, meta)
     return out
 
 

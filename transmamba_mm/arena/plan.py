@@ -17,6 +17,7 @@ from typing import Any, Optional
 
 from mmengine.config import Config
 
+from transmamba_mm.checkpoints import find_latest_checkpoint
 from transmamba_mm.utils.cli import check_config_keys
 
 from .grid import Cell, Grid
@@ -92,12 +93,7 @@ class Job:
 
     def checkpoint(self) -> Optional[str]:
         """The newest checkpoint, if there is one."""
-        pointer = self.work_dir / 'last_checkpoint'
-        if not pointer.exists():
-            return None
-        # The folder may have moved since the path was written.
-        path = self.work_dir / Path(pointer.read_text().strip()).name
-        return str(path) if path.exists() else None
+        return find_latest_checkpoint(str(self.work_dir))
 
     def is_finished(self) -> bool:
         """Whether there is a result of this very config."""

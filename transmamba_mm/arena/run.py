@@ -19,6 +19,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.utils import import_modules_from_strings
 
+from transmamba_mm.checkpoints import CheckpointError
+
 from .grid import Grid
 from .plan import Job, plan_jobs
 from .results import RESULT_FILE, Result, read_result, write_json
@@ -206,10 +208,13 @@ def _run_all(jobs: Sequence[Job], workers: int, train: Callable) -> list[str]:
                     [*waiting, *running]
                 ):
                     waiting.remove(job)
-                    if _is_over(job, owed):
-                        progress.leave_out(job)
-                    else:
-                        running[job] = _start(context, job, train)
+                    try:
+                        if _is_over(job, owed):
+                            progress.leave_out(job)
+                        else:
+                            running[job] = _start(context, job, train)
+                    except CheckpointError as error:
+                        fail(job, f'cannot go on: {error}')
             wait_for([p.sentinel for p, _ in running.values()], timeout=0.5)
             for job, (process, reports) in list(running.items()):
                 code = process.exitcode

@@ -1,10 +1,11 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """All that is known about files of weights."""
 
+from .config_text import read_config_text, write_config
 from .files import (
     CheckpointError,
+    CheckpointNotFoundError,
     Source,
-    explain_unreadable,
     read_checkpoint,
     read_state_dict,
     strip_prefix,
@@ -12,19 +13,25 @@ from .files import (
 )
 from .formats import FORMATS, CheckpointFormat
 from .layout import NOTE, Stored, check_layout, note_layout
+from .runs import find_latest_checkpoint
+from .tensor_file import write_weights
 
 __all__ = [
     'FORMATS',
     'NOTE',
     'CheckpointError',
     'CheckpointFormat',
+    'CheckpointNotFoundError',
     'Source',
     'Stored',
     'check_layout',
-    'explain_unreadable',
+    'find_latest_checkpoint',
     'note_layout',
     'read_checkpoint',
+    'read_config_text',
     'read_state_dict',
     'strip_prefix',
     'unwrap_state_dict',
+    'write_config',
+    'write_weights',
 ]

@@ -1,11 +1,13 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Telling the families of released checkpoints apart that look alike."""
 
+import logging
 import os.path as osp
 from collections.abc import Mapping
-from typing import Optional
+from typing import Any, Optional
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from .files import CheckpointError, Source, lookup
@@ -162,26 +164,44 @@ def check_official(
 
 
 def check_class_token(
-    backbone: Stored, tensors: Mapping[str, Tensor], source: Source
+    backbone: Stored,
+    tensors: Mapping[str, Tensor],
+    source: Any = 'the checkpoint',
+    warn: bool = True,
 ) -> None:
     """Refuses weights whose class token clearly stands elsewhere.
 
-    For weights that note no layout, as somebody has put them together.
+    For weights that note no layout, as somebody has put them together, or
+    passed them through a format that keeps tensors alone.
 
     Args:
         backbone (Stored): The backbone.
-        tensors (Mapping[str, Tensor]): What is to be loaded.
-        source (Source): Where it comes from.
+        tensors (Mapping[str, Tensor]): What is to be loaded, by its names.
+        source (Any): Where it comes from. Defaults to ``'the checkpoint'``.
+        warn (bool): Whether to warn if nothing tells them from those of a
+            family that looks alike. Defaults to True.
 
     Raises:
         CheckpointError: If the position embedding shows it.
     """
     own = backbone.layout.get('class_token')
     positions = tensors.get('pos_embed')
-    if own not in ('head', 'middle') or positions is None:
-        return
-    place = class_token_place(positions) if positions.dim() == 3 else None
-    if place not in (None, own):
+    place = None
+    if positions is not None and positions.dim() == 3:
+        place = class_token_place(positions)
+    whole = backbone.state_dict().keys() <= tensors.keys()
+    if place is None:
+        rivals = backbone.FORMAT.mistaken_for
+        if warn and whole and rivals:
+            print_log(
+                f'{source} notes no layout, and nothing in it tells '
+                f'{backbone.FORMAT.family} from {", ".join(rivals)}, whose '
+                f'tensors have the same names and shapes: make sure that it '
+                f'is of a {type(backbone).__name__}',
+                logger='current',
+                level=logging.WARNING,
+            )
+    elif own in ('head', 'middle') and place != own:
         raise CheckpointError(
             f'{source} belongs to another model than this '
             f'{type(backbone).__name__}: its position embedding has the class '

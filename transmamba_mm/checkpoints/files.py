@@ -1,15 +1,11 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Files: what may be read from them, and the tensors in their content."""
 
-import os.path as osp
-import pickle
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
-import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
@@ -18,16 +14,18 @@ CONVERTER = 'tools/model_converters/official_to_transmamba.py'
 _WRAPPERS = ('state_dict', 'model', 'module')
 _AVERAGED = 'model_ema'
 _PARALLEL = 'module.'
-#: What reading a file raises that is damaged, or holds more than data.
-UNREADABLE = (pickle.UnpicklingError, EOFError, OSError, RuntimeError)
 
 
 class CheckpointError(ValueError, RuntimeError):
-    """Weights that do not belong into this model.
+    """A file that is no good, or weights that do not belong into a model.
 
     A ``RuntimeError``, too, because that is what a strict
     ``load_state_dict`` raises.
     """
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no such file."""
 
 
 @dataclass
@@ -50,68 +48,24 @@ class Source:
         return f"'{self.path}'" if self.path else 'the checkpoint'
 
 
-def read_checkpoint(path: str) -> Any:
+def read_checkpoint(path: str) -> dict:
     """Reads a checkpoint file without running code that it may hold.
 
-    From torch 2.6 on, files are loaded with ``weights_only=True``. What
-    mmengine and the official code of the backbones store beside tensors is
-    declared safe by :mod:`transmamba_mm.compat.checkpoints`.
-
     Args:
-        path (str): Local path or URL.
+        path (str): What MMEngine's ``CheckpointLoader`` takes, to which
+            :mod:`transmamba_mm.checkpoints.reader` belongs: local path, URL,
+            name in a model zoo.
 
     Returns:
-        Any: The content, its tensors on the CPU.
+        dict: The content, its tensors on the CPU.
 
     Raises:
-        FileNotFoundError: If a local path does not exist.
-        ValueError: If the file is damaged, is no checkpoint, or holds other
-            objects.
+        CheckpointError: If there is no such file, or it is damaged, no
+            checkpoint, or more than data.
     """
     if not isinstance(path, str):
-        raise ValueError(f'checkpoint must be a path or URL, got {path!r}')
-    try:
-        return _read(path)
-    except FileNotFoundError:
-        raise
-    except UNREADABLE as error:
-        raise ValueError(explain_unreadable(path, error)) from error
-
-
-def explain_unreadable(path: str, error: Exception) -> str:
-    """Says why a checkpoint could not be read, and what to do.
-
-    Args:
-        path (str): The file.
-        error (Exception): What reading it raised, one of :data:`UNREADABLE`.
-
-    Returns:
-        str: The message.
-    """
-    found = re.search(r'GLOBAL \S+|attribute .+', str(error))
-    if found:
-        return (
-            f"checkpoint '{path}' holds more than data, {found[0]}, and is "
-            f'not loaded: it could run any code. If you trust it, store its '
-            f'tensors alone in a new file'
-        )
-    # PyTorch's own text proposes to run the code in the file.
-    return (
-        f"checkpoint '{path}' cannot be read: it is damaged, or no "
-        f'checkpoint. Download or copy it again ({type(error).__name__})'
-    )
-
-
-def _read(path: str) -> Any:
-    if '://' not in path and not osp.isfile(path):
-        raise FileNotFoundError(
-            f"checkpoint '{path}' does not exist; give the path or URL of a "
-            f'trained checkpoint'
-        )
-    if path.startswith(('http://', 'https://')):
-        # MMEngine's own loader would unpickle anything here.
-        return torch.hub.load_state_dict_from_url(
-            path, map_location='cpu', progress=False, weights_only=True
+        raise CheckpointError(
+            f'checkpoint must be a path or URL, got {path!r}'
         )
     return CheckpointLoader.load_checkpoint(path, map_location='cpu')
 
@@ -135,12 +89,12 @@ def unwrap_state_dict(
         torch stores with a state dict.
 
     Raises:
-        ValueError: If there are no tensors, or no averaged weights.
+        CheckpointError: If there are no tensors, or no averaged weights.
     """
     if ema:
         content = content if isinstance(content, Mapping) else {}
         if not isinstance(content.get(_AVERAGED), Mapping):
-            raise ValueError(
+            raise CheckpointError(
                 f"checkpoint '{source}' holds no averaged weights under "
                 f"'{_AVERAGED}', only {', '.join(map(repr, content))}: leave "
                 f'the choice of averaged weights out'
@@ -159,10 +113,10 @@ def unwrap_state_dict(
     tensors = OrderedDict(
         (key, value)
         for key, value in content.items()
-        if isinstance(value, Tensor)
+        if isinstance(key, str) and isinstance(value, Tensor)
     )
     if not tensors:
-        raise ValueError(
+        raise CheckpointError(
             f"checkpoint '{source}' holds no tensors at its top level or "
             f'under {", ".join(_WRAPPERS)}'
         )
@@ -217,8 +171,8 @@ def read_state_dict(path: str, ema: bool = False) -> dict[str, Tensor]:
         dict[str, Tensor]: Tensors on the CPU.
 
     Raises:
-        FileNotFoundError: If a local path does not exist.
-        ValueError: If the file holds no tensors, or no averaged weights.
+        CheckpointError: If the file cannot be read, or holds no tensors, or
+            no averaged weights.
     """
     return unwrap_state_dict(read_checkpoint(path), path, ema)
 

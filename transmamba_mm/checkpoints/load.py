@@ -96,6 +96,10 @@ def to_classifier_names(
     metadata = getattr(state_dict, '_metadata', None) or {}
     if any(key.startswith(_BACKBONE) for key in state_dict):
         check_converted(backbone, source)
+        official = lookup(lookup(source.content, 'meta'), 'official')
+        if NOTE not in metadata.get(_BACKBONE[:-1], {}) and not official:
+            part = strip_prefix(state_dict, _BACKBONE)
+            check_class_token(backbone, part, source)
         return state_dict
     alone = NOTE in metadata.get('', {})
     named = state_dict
@@ -234,6 +238,9 @@ def load_backbone(
     tensors = backbone.fitted(tensors, note)
     tensors, fresh = settle(backbone, tensors, source)
     check_match(backbone, tensors, source, fresh)
+    # What it may be mistaken for has been ruled out.
+    tensors = OrderedDict(tensors)
+    tensors._metadata = {'': {NOTE: backbone.layout}}
     backbone.load_state_dict(tensors, strict=False)
     print_log(
         f'loaded {len(tensors)} tensors of {source} into '

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import warnings
 
+from .checkpoint_hook import keep_to_own_checkpoints
 from .checkpoints import allow_mmengine_checkpoints
 from .cpu_training import CpuAmpOptimWrapper, prepare_cpu_launch
+from .data_files import UntrustedFileError, read_annotations_as_data
 from .environment import Problem, find_problems
 from .mmcv_hue import fix_adjust_hue
 from .mmpretrain_multimodal import guard_multimodal
@@ -22,13 +24,16 @@ from .mmrazor_kd import ensure_mmrazor
 __all__ = [
     'CpuAmpOptimWrapper',
     'Problem',
+    'UntrustedFileError',
     'allow_mmengine_checkpoints',
     'apply',
     'ensure_mmrazor',
     'find_problems',
     'fix_adjust_hue',
     'guard_multimodal',
+    'keep_to_own_checkpoints',
     'prepare_cpu_launch',
+    'read_annotations_as_data',
 ]
 
 # In the order in which they must run.
@@ -36,6 +41,8 @@ _CURES = {
     'mmpretrain multimodal guard': guard_multimodal,
     'mmrazor distillation half': ensure_mmrazor,
     'mmengine checkpoints': allow_mmengine_checkpoints,
+    'mmengine checkpoint hook': keep_to_own_checkpoints,
+    'mmengine annotation files': read_annotations_as_data,
     'mmcv hue on numpy 2': fix_adjust_hue,
 }
 

@@ -12,6 +12,7 @@ from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
+from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.checkpoints.load import read_classifier_state
 from transmamba_mm.checks import check_bool, check_number
 from transmamba_mm.contract import (
@@ -173,7 +174,7 @@ class TransMambaDistill(SingleTeacherDistill):
         if isinstance(backbone, GridStudent):
             student = read_classifier_state(backbone, state_dict)
         if not student.keys() & self.student.state_dict().keys():
-            raise ValueError(
+            raise CheckpointError(
                 f'the checkpoint holds nothing for {type(self).__name__}, '
                 f'whose weights start with {_STUDENT!r}, nor for its student '
                 f'{type(self.student).__name__}: its tensors are '

@@ -11,11 +11,11 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule, PretrainedInit, is_model_wrapper
 from mmengine.registry import WEIGHT_INITIALIZERS
-from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
+from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from transmamba_mm.checkpoints import read_state_dict
+from transmamba_mm.checkpoints import find_latest_checkpoint, read_state_dict
 from transmamba_mm.contract import (
     KeptChannels,
     TeacherInput,

@@ -15,13 +15,14 @@ import os.path as osp
 import sys
 from collections.abc import Callable, Iterable
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from transmamba_mm.checkpoints.files import UNREADABLE, explain_unreadable
-from transmamba_mm.compat import prepare_cpu_launch
+from transmamba_mm.checkpoints import CheckpointError
+from transmamba_mm.compat import UntrustedFileError, prepare_cpu_launch
 
 __all__ = [
     'UsageError',
@@ -102,15 +103,18 @@ class UsageError(Exception):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs a tool; prints a :class:`UsageError` as one message, exits with 2.
+    """Runs a tool; prints a mistake of the user in one line, exits with 2.
+
+    Files that are no good are such mistakes.
 
     Args:
         main (Callable): The tool's main function.
     """
     try:
         main()
-    except UsageError as error:
-        print(f'error: {error}', file=sys.stderr)
+    except (UsageError, CheckpointError, UntrustedFileError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        print(f'error: {" ".join(lines)}', file=sys.stderr)
         sys.exit(2)
 
 
@@ -312,32 +316,55 @@ def enable_amp(cfg: Config) -> None:
 
 
 def check_loading(runner: Runner, strict: bool) -> None:
-    """Makes the runner refuse a checkpoint that it cannot load, in one line.
+    """Makes the runner refuse a checkpoint that it cannot use, in one line.
 
     Args:
         runner (Runner): The runner, modified in place.
         strict (bool): Whether all of the model has to be in the file, and
             all of the file in the model. MMEngine only prints what is not.
     """
-    load = runner.load_checkpoint
+    load, resume = runner.load_checkpoint, runner.resume
 
     def checked(filename: str, *args, **kwargs) -> dict:
         try:
             return load(filename, *args, **{'strict': strict, **kwargs})
-        except FileNotFoundError:
+        except CheckpointError:
             raise
         except ValueError as error:  # of a model that says what does not fit
             raise UsageError(str(error)) from error
-        except UNREADABLE as error:
-            if str(error).startswith('The model and loaded state dict'):
-                detail = f"'{filename}' is of another model. {error}"
-            elif type(error) is RuntimeError and 'zip' not in str(error):
+        except RuntimeError as error:
+            if not str(error).startswith('The model and loaded state dict'):
                 raise
-            else:
-                detail = explain_unreadable(filename, error)
-            raise UsageError(detail) from error
+            raise UsageError(
+                f"'{filename}' is of another model. {error}"
+            ) from error
 
-    runner.load_checkpoint = checked
+    def resumed(filename: str, *args, **kwargs) -> None:
+        loaded = None
+
+        def noted(*args, **kwargs) -> dict:
+            nonlocal loaded
+            loaded = checked(*args, **kwargs)
+            return loaded
+
+        runner.load_checkpoint = noted
+        try:
+            resume(filename, *args, **kwargs)
+        except (UsageError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if loaded is None:
+                raise
+            # Whatever a state that is not complete makes MMEngine raise.
+            raise UsageError(
+                f"'{filename}' holds no training state of this config "
+                f'({type(error).__name__}: {error}): to start from its '
+                f'weights, use load_from=FILE instead of --resume'
+            ) from error
+        finally:
+            runner.load_checkpoint = checked
+
+    runner.load_checkpoint, runner.resume = checked, resumed
 
 
 def build_runner(cfg: Config) -> Runner:

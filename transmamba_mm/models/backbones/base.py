@@ -26,6 +26,7 @@ from transmamba_mm.checkpoints import (
     check_layout,
     note_layout,
 )
+from transmamba_mm.checkpoints.evidence import check_class_token
 from transmamba_mm.checkpoints.load import (
     filter_classifier_state,
     load_backbone,
@@ -251,6 +252,9 @@ class MambaBackbone(GridStudent, BaseModule):
             return
         note = local_metadata.get(NOTE, {})
         check_layout(self, note)
+        if not note:
+            # Of a part of a model, the whole has been checked.
+            check_class_token(self, own, warn=not prefix)
         fitted = self.fitted(own, note)
         state_dict.update((prefix + key, x) for key, x in fitted.items())
 
