@@ -220,7 +220,8 @@ def _check(content: Any, path: str) -> None:
 def _find_problem(content: dict) -> Optional[str]:
     for part in (content, *dict.values(content)):
         # What a file sets on an OrderedDict hides its methods.
-        if any(hasattr(dict, name) for name in getattr(part, '__dict__', ())):
+        names = getattr(part, '__dict__', ())
+        if isinstance(part, dict) and any(hasattr(dict, n) for n in names):
             return f'it sets attributes of a {type(part).__name__}'
     for name in ('state_dict', 'meta', 'message_hub'):
         if not isinstance(content.get(name, {}), dict):
