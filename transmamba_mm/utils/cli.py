@@ -345,6 +345,9 @@ def check_loading(runner: Runner, strict: bool) -> None:
         def noted(*args, **kwargs) -> dict:
             nonlocal loaded
             loaded = checked(*args, **kwargs)
+            # MMEngine would count on with whatever it finds.
+            meta = loaded['meta']
+            meta['epoch'], meta['iter'] = int(meta['epoch']), int(meta['iter'])
             return loaded
 
         runner.load_checkpoint = noted
