@@ -230,8 +230,9 @@ def test_only_own_checkpoints_are_removed(project, monkeypatch, hook, target):
         message_hub__runtime_info__best_ckpt=victim,
         message_hub__runtime_info__best_score=-1.0,
         message_hub__runtime_info__keep_ckpt_ids=['../../x', 1, True, 0],
-        message_hub__resumed_keys=dict(
-            best_ckpt=True, best_score=True, keep_ckpt_ids=True
+        message_hub__runtime_info__doomed_ckpts=[victim, 5, '../x'],
+        message_hub__resumed_keys=dict.fromkeys(
+            ('best_ckpt', 'best_score', 'keep_ckpt_ids', 'doomed_ckpts'), True
         ),
     )
     train(

@@ -10,7 +10,7 @@ from mmrazor.models.distillers import ConfigurableDistiller
 from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
 from torch import Tensor, nn
 
-from transmamba_mm.checkpoints import read_state_dict
+from transmamba_mm.checkpoints import CheckpointError, read_state_dict
 from transmamba_mm.contract import TeacherInput, teachers_of
 
 from .recorders import place_of
@@ -116,7 +116,7 @@ def _load(teacher: nn.Module, path: Optional[str], name: str) -> None:
     except RuntimeError as error:
         lines = str(error).splitlines()
         detail = '\n'.join(line[:300] for line in lines[1:7])
-        raise ValueError(
+        raise CheckpointError(
             f"teacher checkpoint '{path}' does not match {called} "
             f'({type(teacher).__name__}): give the checkpoint of this very '
             f'architecture and number of classes.\n{detail}'

@@ -183,8 +183,10 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _sweep(self, runner: Runner) -> None:
         """Removes what a killed run was about to remove, or half wrote."""
-        for name in runner.message_hub.get_info(_DOOMED, []):
-            if self._is_own(name):
+        doomed = runner.message_hub.get_info(_DOOMED, [])
+        # A checkpoint from elsewhere may hold anything there.
+        for name in doomed if isinstance(doomed, list) else []:
+            if isinstance(name, str) and self._is_own(name):
                 path = self.file_backend.join_path(self.out_dir, name)
                 self.file_backend.remove(path)
         self._purge()
