@@ -469,6 +469,26 @@ def test_nothing_is_fine_tuned_in_vain(tmp_path, ckpt, monkeypatch):
     assert runner.epoch == 2
 
 
+@pytest.mark.parametrize('centred', [False, True])
+def test_attention_gives_the_ssm_with_the_default_importance(
+    tmp_path, ckpt, teacher, monkeypatch, centred
+):
+    """Neither a reference nor a fine-tuning where nothing is dropped."""
+    monkeypatch.setattr('transmamba_mm.transfer.hook.collect_changes', never)
+    hook = subcloner(ssm_from='attention', centre_keys=centred, num_batches=1)
+    _, hook, probe = train(tmp_path, hook, model=distill_cfg(ckpt))
+    told = 'attention, keys centred' if centred else 'attention'
+    assert hook.plan.settings['ssm'] == told
+    mixer = 'architecture.backbone.layers.1.mamba.'
+    query, key, value = teacher['backbone.layers.1.attn.qkv.weight'].chunk(3)
+    assert probe.start[f'{mixer}in_proj.weight'][:16].equal(value)
+    B = probe.start[f'{mixer}x_proj.weight'][-8:-4]
+    states = (query.norm(dim=1) * key.norm(dim=1)).topk(4).indices
+    error = B @ value - key[states.sort().values]
+    # Centred, they differ along one direction alone.
+    assert torch.linalg.matrix_rank(error, atol=1e-2) == int(centred)
+
+
 def test_what_is_measured_has_the_weights_that_are_copied(tmp_path, ckpt):
     """Where ``teacher_ckpt`` is not what the distillation's teacher has."""
     other = save_teacher(tmp_path / 'other.pth', vit_cfg(), seed=8)
