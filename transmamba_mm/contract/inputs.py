@@ -141,6 +141,7 @@ class TeacherInput:
             self._channels = None  # not known
         self._formats: Optional[tuple[Format, Format]] = None
         theirs = Format.of(own)
+        self._preprocessor = preprocessor
         if theirs.mean is not None or theirs.flips:
             ours = Format.of(preprocessor)
             if ours != theirs:
@@ -166,6 +167,14 @@ class TeacherInput:
         if self._formats is not None:
             images = self._renormalised(images)
         return images if self.size is None else resized(images, self.size)
+
+    @property
+    def format(self) -> str:
+        """str: What makes the teacher's pixels of raw ones."""
+        seen = Format.of(self._preprocessor)
+        if self._formats is not None:
+            seen = self._formats[1]
+        return f'{seen}, size={self.size}'
 
     def _renormalised(self, images: Tensor) -> Tensor:
         ours, theirs = self._formats

@@ -147,6 +147,7 @@ class TransMambaDistill(SingleTeacherDistill):
             self._by_method = self.distiller.in_alpha
         self._check_losses()
         self._check_phases()
+        self.train(self.training)  # the teacher is not
         self._register_load_state_dict_pre_hook(self._accept_student)
 
     # ------------------------------------------------------ the teacher
@@ -220,10 +221,10 @@ class TransMambaDistill(SingleTeacherDistill):
         deliveries = distiller.deliveries if active else nullcontext()
         if active:
             distiller.set_deliveries_override(False)
+            batch = batch_inputs, data_samples
             with deliveries:
-                self.branch.record(
-                    distiller, active, batch_inputs, data_samples
-                )
+                # What is looked at in eval mode is no part of the training.
+                self.branch.record(distiller, active, *batch, self.training)
         task = {}
         if phase.task_loss or recorders_read(distiller, active, student=True):
             distiller.set_deliveries_override(True)

@@ -1,11 +1,13 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """The teachers' side of a step: what they see, and whether they run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Optional, Union
 
 import torch
 from mmengine.structures import BaseDataElement
+from mmpretrain.models import ClsDataPreprocessor
 from mmrazor.models.distillers import ConfigurableDistiller
 from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from transmamba_mm.contract import TeacherInput, teachers_of
 
 from .recorders import place_of
 from .schedule import recorders_read, recording
+from .teacher_cache import Identity, TeacherCache
 
 # Not part of a teacher: preprocessing constants, and the buffers that
 # mmpretrain's EMA used to write beside the weights.
@@ -32,6 +35,7 @@ class TeacherBranch:
     Attributes:
         teachers (dict[str, nn.Module]): By name; one alone is called ``''``.
         inputs (dict[str, TeacherInput]): What each of them sees.
+        cache (TeacherCache | None): What is known of the images already.
 
     Raises:
         ValueError: If a teacher's preprocessing cannot be had from the
@@ -41,10 +45,12 @@ class TeacherBranch:
     # Not a module: the algorithm owns the teachers.
     def __init__(self, teacher: nn.Module, preprocessor: nn.Module) -> None:
         self.teachers = teachers_of(teacher)
+        self._preprocessor = preprocessor
         self.inputs = {
             name: TeacherInput(each, preprocessor)
             for name, each in self.teachers.items()
         }
+        self.cache: Optional[TeacherCache] = None
 
     def record(
         self,
@@ -52,6 +58,7 @@ class TeacherBranch:
         losses: Sequence[str],
         images: Tensor,
         samples: Optional[list[BaseDataElement]],
+        keep: bool = True,
     ) -> None:
         """Fills the recorders of the teachers that these losses read.
 
@@ -60,12 +67,18 @@ class TeacherBranch:
             losses (Sequence[str]): Names of the losses that count now.
             images (Tensor): The student's batch (B, C, H, W).
             samples (list[BaseDataElement], optional): Annotations.
+            keep (bool): Whether the cache learns from it, if there is one.
+                Defaults to True.
         """
         read = recorders_read(distiller, losses, student=False)
+        if self.cache and self.cache.recall(read, samples, images.device):
+            return
         with recording(distiller, losses, student=False), torch.no_grad():
             for name in self.read_by(read.values()):
                 images_of = self.inputs[name](images)
                 self.teachers[name](images_of, samples, mode='tensor')
+        if self.cache and keep:
+            self.cache.keep(read, samples)
 
     def read_by(self, recorders: Iterable[BaseRecorder]) -> list[str]:
         """Names of the teachers that recorders may read."""
@@ -75,6 +88,82 @@ class TeacherBranch:
             named = {x for x in self.teachers if place.startswith(f'{x}.')}
             found |= named or set(self.teachers)
         return [x for x in self.teachers if x in found or not found]
+
+    # ---------------------------------------------------------- the cache
+
+    def open_cache(
+        self,
+        cache: TeacherCache,
+        distiller: ConfigurableDistiller,
+        one_image: Callable[[], dict],
+        identity: Identity,
+    ) -> None:
+        """Looks records up from now on, and keeps those that are missing.
+
+        Args:
+            cache (TeacherCache): The cache.
+            distiller (ConfigurableDistiller): Whose recorders.
+            one_image (Callable[[], dict]): Gives a preprocessed batch of one
+                image, if the cache has to be made.
+            identity (Mapping[str, str]): What records depend on beside
+                teachers and recorders.
+
+        Raises:
+            ValueError: If the cache is stale, too large, or of no use here.
+        """
+        if distiller.deliveries.deliveries:
+            raise ValueError(
+                'a teacher cache has nothing for distill_deliveries'
+            )
+        if isinstance(self._preprocessor, ClsDataPreprocessor) and (
+            self._preprocessor.batch_augments is not None
+        ):
+            raise ValueError(
+                'mixup and cutmix mix images anew in every batch, which no '
+                'teacher cache can hold: leave out train_cfg of the student, '
+                'or the cache'
+            )
+        losses = list(distiller.loss_forward_mappings)
+        read = recorders_read(distiller, losses, student=False)
+        identities = {
+            name: {**identity, **self._identity(recorder)}
+            for name, recorder in read.items()
+        }
+        if cache.open(identities):
+            with cache.lock():
+                missing = cache.open(identities)
+                if missing:
+                    batch = one_image()
+                    images, samples = batch['inputs'], batch['data_samples']
+                    self.record(distiller, losses, images, samples)
+                    made = {name: read[name] for name in missing}
+                    cache.create(made, identities)
+        cache.check_room()
+        self.cache = cache
+
+    def close_cache(self) -> None:
+        """Runs the teachers on every batch again."""
+        self.cache.flush()
+        self.cache = None
+
+    def _identity(self, recorder: BaseRecorder) -> dict[str, str]:
+        """What a recorder's records depend on, but for the images."""
+        read = self.read_by([recorder])
+        weights, structure = hashlib.blake2b(), hashlib.blake2b()
+        for name in read:
+            for key, value in self.teachers[name].state_dict().items():
+                data = value.cpu().flatten().contiguous().view(torch.uint8)
+                weights.update(f'{key} {value.dtype} {value.shape}'.encode())
+                weights.update(data.numpy())
+            for key, module in self.teachers[name].named_modules():
+                public = _settings_of(module, private=False)
+                structure.update(f'{key} {public}'.encode())
+        return {
+            'recorder': _settings_of(recorder, private=True),
+            'weights of the teacher': weights.hexdigest(),
+            'structure of the teacher': structure.hexdigest(),
+            'input of the teacher': str([self.inputs[x].format for x in read]),
+        }
 
     def load(self, path: Union[str, Mapping[str, str], None]) -> None:
         """Loads the teachers' weights, all or nothing.
@@ -131,3 +220,14 @@ def _pretrained_path(teacher: nn.Module) -> Optional[str]:
     if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
         return init_cfg['checkpoint']
     return None
+
+
+def _settings_of(part: object, private: bool) -> str:
+    """Type and plain attributes, such as a number of heads."""
+    plain = (bool, int, float, str, tuple, type(None))
+    settings = {
+        key: value
+        for key, value in vars(part).items()
+        if isinstance(value, plain) and (private or key[0] != '_')
+    }
+    return f'{type(part).__qualname__} {sorted(settings.items())}'

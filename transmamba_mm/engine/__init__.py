@@ -5,6 +5,7 @@ from .checkpoint import SafeCheckpointHook
 from .finite import FiniteHook, NonFiniteError
 from .hooks import BareFileHook, EpochSeedHook, seed_worker
 from .optim_groups import MergedGroupsOptimWrapperConstructor
+from .teacher_cache import TeacherCacheHook
 
 __all__ = [
     'BareFileHook',
@@ -13,5 +14,6 @@ __all__ = [
     'MergedGroupsOptimWrapperConstructor',
     'NonFiniteError',
     'SafeCheckpointHook',
+    'TeacherCacheHook',
     'seed_worker',
 ]

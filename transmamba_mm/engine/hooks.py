@@ -9,6 +9,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from transmamba_mm.datasets import SeededAugment
 from transmamba_mm.registry import FUNCTIONS, HOOKS
 
 
@@ -24,14 +25,21 @@ class EpochSeedHook(Hook):
     ``persistent_workers=False``. An iteration-based run with random
     augmentation needs ``num_workers >= 1`` to resume to the same result:
     MMEngine draws its first batch before any hook can seed it.
+
+    It also tells :class:`~transmamba_mm.datasets.SeededAugment` the epoch.
     """
 
     priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Tells the dataset its first epoch."""
+        self._choose_view(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seeds an epoch."""
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             self._seed(runner, runner.epoch)
+            self._choose_view(runner)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None
@@ -39,6 +47,13 @@ class EpochSeedHook(Hook):
         """Seeds an iteration of an iteration-based run."""
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             self._seed(runner, runner.iter)
+
+    @staticmethod
+    def _choose_view(runner: Runner) -> None:
+        dataset = runner.train_dataloader.dataset
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        if by_epoch and isinstance(dataset, SeededAugment):
+            dataset.set_epoch(runner.epoch)
 
     @staticmethod
     def _seed(runner: Runner, step: int) -> None:
