@@ -12,6 +12,7 @@ from helpers import (
     pmamba_cfg,
     save_teacher,
     tiny_batch,
+    tiny_runner,
     tiny_student,
     tiny_teacher,
     vit_cfg,
@@ -38,7 +39,8 @@ def method(kind, **kwargs):
     return dict(type=f'transmamba.{kind}', **kwargs)
 
 
-HIDDEN, LOGITS = method('HiddenStates'), method('LogitsKD')
+HIDDEN = method('HiddenStates', channels='learned')
+LOGITS = method('LogitsKD')
 
 
 def resnet(classes=3):
@@ -168,7 +170,7 @@ def two(tmp_path):
 
 
 BOTH = (
-    method('HiddenStates', teacher='vit'),
+    method('HiddenStates', teacher='vit', channels='learned'),
     method('LogitsKD', teacher='vit', name='kl_vit', loss_weight=0.3),
     method('LogitsKD', teacher='cnn', name='kl_cnn', loss_weight=0.5),
 )
@@ -321,3 +323,33 @@ def test_activations_are_those_of_the_teachers_own_images(two):
         x.flatten(1).sum(1).sort().values for x in (seen[0], wanted)
     )
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_channels_kept_of_one_teacher_mean_nothing_to_another(two, tmp_path):
+    hidden = method('HiddenStates', teacher='vit')
+    again = method('HiddenStates', teacher='other', name='other')
+    path = save_teacher(tmp_path / 'other.pth', seed=5)
+    model = two(
+        hidden,
+        again,
+        teacher=dict(vit=tiny_teacher(), other=tiny_teacher()),
+        teacher_ckpt=dict(vit=two.paths['vit'], other=path),
+    )
+    runner = tiny_runner(
+        tmp_path,
+        model,
+        custom_hooks=[
+            dict(
+                type='transmamba.SubcloneInitializer',
+                teacher_backbone='other',
+                importance='magnitude',
+            )
+        ],
+    )
+    with pytest.raises(RuntimeError, match='gave it, and it gave none'):
+        runner.train()
+    kept = {
+        name: loss.kept.width_12.min().item()
+        for name, loss in model.distiller.distill_losses.items()
+    }
+    assert kept['loss_hidden'] == -1 and kept['loss_other'] >= 0

@@ -20,11 +20,17 @@ class KeptChannels(nn.Module):
     Args:
         student_backbone (str, optional): Name of the student's module, for
             models that hold several. Defaults to None, the only one.
+        teacher_backbone (str, optional): Likewise of the teacher's.
     """
 
-    def __init__(self, student_backbone: Optional[str] = None) -> None:
+    def __init__(
+        self,
+        student_backbone: Optional[str] = None,
+        teacher_backbone: Optional[str] = None,
+    ) -> None:
         super().__init__()
         self.student_backbone = student_backbone
+        self.teacher_backbone = teacher_backbone
 
     def expect(self, widths: Iterable[int]) -> None:
         """Makes room for index sets, by the widths of the student."""

@@ -158,7 +158,7 @@ class ChannelPairLoss(LayerPairLoss):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.kept = KeptChannels(self.student_backbone)
+        self.kept = KeptChannels(self.student_backbone, self.teacher_backbone)
 
     def prepare(self, pair: Pair) -> None:
         """See :meth:`LayerPairLoss.prepare`."""

@@ -179,11 +179,16 @@ class SubcloneInitializer(Hook):
         model = model.module if is_model_wrapper(model) else model
         model.init_weights()
         self.plan = self.make_plan(model, lambda: runner.train_dataloader)
-        self.plan.apply(sides_of(model)[0])
+        student, teacher = sides_of(model)
+        self.plan.apply(student)
+        taken_from, _ = teacher_at(teacher, self.teacher_backbone)
         for module in model.modules():
             if (
                 isinstance(module, KeptChannels)
                 and module.student_backbone == self.student_backbone
+                # Those of one teacher mean nothing to another.
+                and taken_from
+                in (teacher, teacher_at(teacher, module.teacher_backbone)[0])
             ):
                 module.take(self.plan.kept)
         runner.logger.info(f'weight subcloning: {self.plan.summary()}')
