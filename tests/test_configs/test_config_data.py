@@ -85,7 +85,9 @@ def test_pipelines_run(name, pictures):
 @pytest.mark.parametrize('name', ALL)
 def test_loaders_have_the_pipelines_of_their_names(name):
     cfg = read(name)
-    dataset = cfg.train_dataloader.dataset.dataset
+    dataset = cfg.train_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
     assert dataset.pipeline == cfg.train_pipeline
     assert cfg.val_dataloader.dataset.pipeline == cfg.test_pipeline
     assert cfg.test_dataloader == cfg.val_dataloader
