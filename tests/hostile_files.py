@@ -99,6 +99,11 @@ CONTENTS = dict(
     no_tensor=dict(state_dict=dict(w=torch.zeros(1), x='abc')),
     names=dict(state_dict={3: torch.zeros(1)}),
     sparse=dict(state_dict=dict(w=torch.eye(2).to_sparse())),
+    nested=dict(
+        optimizer=dict(
+            state=[torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])]
+        )
+    ),
     no_memory=dict(state_dict=dict(w=torch.zeros(2, device='meta'))),
     attribute=dict(state_dict=WITH_ATTRIBUTE),
     metadata=dict(state_dict=MALFORMED),

@@ -12,16 +12,28 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import load_checkpoint, save_checkpoint
 from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 from official_files import (
+    DIMS,
     FLAT,
+    SIDE,
     assert_same_logits,
     build,
     classifier,
     lookalikes,
+    positions,
 )
+from safetensors.torch import save_file
 from torch import nn
 
 from transmamba_mm.apis import export_student
-from transmamba_mm.checkpoints import NOTE, CheckpointError, read_checkpoint
+from transmamba_mm.checkpoints import (
+    NOTE,
+    CheckpointError,
+    evidence,
+    read_checkpoint,
+    read_state_dict,
+    strip_prefix,
+    write_weights,
+)
 from transmamba_mm.models import VideoMamba, VisionMamba
 from transmamba_mm.registry import MODELS
 
@@ -138,7 +150,8 @@ def test_the_note_survives_a_run_with_ema(tmp_path):
     runner.train()
 
 
-def test_the_note_survives_the_export(tmp_path):
+@pytest.mark.parametrize('safetensors', [False, True])
+def test_the_note_survives_the_export(tmp_path, safetensors):
     class Distilled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -154,12 +167,68 @@ def test_the_note_survives_the_export(tmp_path):
         ),
         path,
     )
-    _, weights = export_student(path)
-    state = torch.load(weights, weights_only=True)['state_dict']
+    _, weights = export_student(path, safetensors=safetensors)
+    state = read_checkpoint(weights)['state_dict']
     assert_note(state, 'vim')
     assert not any('teacher' in name for name in state._metadata)
     with pytest.raises(CheckpointError, match='family'):
         load_checkpoint(MODELS.build(classifier('videomamba')), weights)
+
+
+def load_by_torch(model, path):
+    model.load_state_dict(read_state_dict(path))
+
+
+def load_by_init_cfg(model, path):
+    model.backbone.init_cfg = dict(type='Pretrained', checkpoint=path)
+    model.backbone.init_weights()
+
+
+def load_backbone(model, path):
+    part = read_state_dict(path)
+    model.backbone.load_state_dict(dict(strip_prefix(part, 'backbone.')))
+
+
+@pytest.mark.parametrize(
+    'load', [load_by_torch, load_checkpoint, load_by_init_cfg, load_backbone]
+)
+@lookalikes
+def test_tensors_alone_are_warned_of_once(
+    tmp_path, monkeypatch, family, other, load
+):
+    said = []
+    monkeypatch.setattr(
+        evidence, 'print_log', lambda text, **_: said.append(text)
+    )
+    model = build(classifier(family))
+    path = str(tmp_path / 'x.safetensors')
+    save_file(model.state_dict(), path)  # as anyone would
+    for kind in (family, other):
+        load(MODELS.build(classifier(kind)), path)
+        (warning,) = said
+        assert f'nothing in it tells {kind} from' in warning
+        said.clear()
+    # What says where it is from is no riddle, nor is a part, nor our own.
+    load_checkpoint(MODELS.build(classifier(family)), through(model, tmp_path))
+    MODELS.build(classifier(family)).load_state_dict(
+        {'head.fc.bias': torch.zeros(3)}, strict=False
+    )
+    assert not said
+    # With positions that are trained there is no doubt.
+    place = dict(vim='middle', videomamba='head')[family]
+    trained = positions(SIDE, DIMS, place, 0, seed=5)
+    model.backbone.pos_embed.data.copy_(trained)
+    save_file(model.state_dict(), path)
+    load(MODELS.build(classifier(family)), path)
+    with pytest.raises(CheckpointError, match='position embedding'):
+        load(MODELS.build(classifier(other)), path)
+    assert not said
+
+
+def through(model, folder):
+    path = str(folder / 'own.safetensors')
+    write_weights(path, model.state_dict(), {})
+    return path
 
 
 def test_backbones_of_others_need_no_family():

@@ -14,6 +14,7 @@ import pickle
 import re
 import urllib.error
 import zipfile
+from collections.abc import Iterator
 from typing import Any, Optional, Union
 from urllib.parse import urlsplit
 
@@ -231,6 +232,8 @@ def _find_problem(content: dict) -> Optional[str]:
         plain = isinstance(value, (Tensor, dict))
         if not plain and '_extra_state' not in str(key):
             return f'{key} is of type {type(value).__name__}, no tensor'
+    if not all(map(_is_dense, _tensors(content))):
+        return 'it holds a tensor that is not dense'
     for part in (content, *content.values()):
         problem = _find_in_weights(part) if isinstance(part, dict) else None
         if problem:
@@ -238,19 +241,28 @@ def _find_problem(content: dict) -> Optional[str]:
     return _find_in_message_hub(content.get('message_hub', {}))
 
 
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """All tensors in containers, which may hold themselves."""
+    todo, seen = [content], set()
+    while todo:
+        part = todo.pop()
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, (dict, list, tuple)) and id(part) not in seen:
+            seen.add(id(part))
+            todo += dict.values(part) if isinstance(part, dict) else part
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not (
+        tensor.is_nested or tensor.is_meta or tensor.is_quantized
+    )
+
+
 def _find_in_weights(weights: dict) -> Optional[str]:
     for key, value in weights.items():
-        if not isinstance(value, Tensor):
-            continue
-        if not isinstance(key, str):
+        if isinstance(value, Tensor) and not isinstance(key, str):
             return f'a tensor has the name {key!r}'
-        if (
-            value.layout != torch.strided
-            or value.is_nested
-            or value.is_meta
-            or value.is_quantized
-        ):
-            return f'{key} is no dense tensor'
     metadata = getattr(weights, '_metadata', None) or {}
     if not isinstance(metadata, dict) or not all(
         isinstance(name, str) and _is_note(note)
