@@ -7,16 +7,17 @@ cell goes on from its last checkpoint.
 
 Example::
 
-    python tools/arena.py run configs/arena/tiny_imagenet_pmamba.py \
-        --work-dir work_dirs/arena --jobs 2
-    python tools/arena.py report configs/arena/tiny_imagenet_pmamba.py \
-        --work-dir work_dirs/arena
+    python tools/arena.py run configs/arena/digits.py --seeds 3 \
+        --work-dir work_dirs/arena_digits --jobs 2
+    python tools/arena.py report work_dirs/arena_digits
+    python tools/arena.py paper work_dirs/arena_digits
 """
 
 import argparse
 from pathlib import Path
 
 from transmamba_mm.arena import (
+    beside_paper,
     digests_of,
     plan_jobs,
     read_grid,
@@ -26,33 +27,59 @@ from transmamba_mm.arena import (
 from transmamba_mm.utils.cli import UsageError, run_main
 
 
-def main() -> None:
-    """Run the tool."""
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('command', choices=['run', 'report'])
-    parser.add_argument('grid', help='config of the grid')
     parser.add_argument(
-        '--work-dir', required=True, type=Path, help='parent of the cells'
+        'command',
+        choices=['run', 'report', 'paper'],
+        help='paper: report, then stand beside what the paper prints',
+    )
+    parser.add_argument(
+        'grid',
+        help='config of the grid, or the folder in which it has run: then '
+        'all that is there is reported, whatever has become of the configs',
+    )
+    parser.add_argument(
+        '--work-dir', type=Path, help='parent of the cells, with a config'
     )
     parser.add_argument(
         '--seeds', type=int, help="how many of the grid's seeds; all of them"
     )
     parser.add_argument(
-        '--jobs', type=int, help='cells at a time; one per core, at most 4'
+        '--jobs',
+        type=int,
+        help='cells at a time; without it one per GPU or core, at most 4',
     )
     args = parser.parse_args()
-    failed = []
+    is_folder = Path(args.grid).is_dir()
+    if args.command == 'run' and is_folder:
+        parser.error('run takes the config of a grid, not a folder')
+    if is_folder == (args.work_dir is not None):
+        parser.error('give --work-dir with a config, and only then')
+    return args
+
+
+def main() -> None:
+    """Run the tool."""
+    args = parse_args()
+    failed, digests = [], None
+    folder = (args.work_dir or Path(args.grid)).resolve()
     try:
         grid = read_grid(args.grid, args.seeds)
-        jobs = plan_jobs(grid, args.work_dir.resolve())
-        if args.command == 'run':
-            failed = run_jobs(jobs, args.work_dir, args.jobs)
-    except ValueError as error:
+        if args.work_dir:
+            jobs = plan_jobs(grid, folder)
+            if args.command == 'run':
+                failed = run_jobs(jobs, folder, args.jobs)
+            digests = digests_of(jobs)
+        board = write_report(grid, folder, digests)
+        if args.command == 'paper':
+            print(f'\n{beside_paper(grid, board)}')
+    except (ValueError, FileNotFoundError) as error:
         raise UsageError(str(error)) from error
-    write_report(grid, args.work_dir, digests_of(jobs))
     if failed:
         raise UsageError(f'no result: {", ".join(failed)}; see above')
 

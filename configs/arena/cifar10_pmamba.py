@@ -128,7 +128,10 @@ contestants = [
         for name, options in _rivals.items()
     ),
 ]
+references = ['subclone_only', 'scratch']
 pairs = [
-    *((name, 'subclone_only') for name in _first if name != 'subclone_only'),
-    *((name, 'subclone_only') for name in _rivals),
+    ('hidden_logits', 'logits'),
+    ('mixer_hidden_logits', 'hidden_logits'),
+    ('fast_mixer_hidden_logits', 'hidden_logits'),
+    ('short_mixer_hidden_logits', 'hidden_logits'),
 ]

@@ -106,6 +106,4 @@ contestants = [
     ),
     *(dict(each, name=name) for name, each in _methods.items()),
 ]
-pairs = [
-    (name, 'subclone_only') for name in _methods if name != 'subclone_only'
-]
+references = ['subclone_only', 'scratch']

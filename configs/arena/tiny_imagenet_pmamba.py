@@ -99,13 +99,9 @@ contestants = [
     ),
     dict(name='scratch', config=_path.format('student_pmamba')),
 ]
+references = ['subclone_only', 'scratch']
 pairs = [
     ('fast_mixer_hidden_logits', 'mixer_hidden_logits'),
-    ('mixer_hidden_logits', 'subclone_only'),
     ('mixer_hidden_logits', 'hidden_logits'),
-    ('hidden_logits', 'subclone_only'),
     ('hidden_logits', 'logits'),
-    ('logits', 'subclone_only'),
-    ('paper', 'subclone_only'),
-    ('subclone_only', 'scratch'),
 ]

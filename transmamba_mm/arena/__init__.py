@@ -2,6 +2,7 @@
 """Methods that compete on equal budget, and what may be said of it."""
 
 from .grid import Contestant, Grid, Search, read_grid
+from .paper import beside_paper
 from .plan import digests_of, plan_jobs
 from .report import write_report
 from .run import run_grid, run_jobs
@@ -12,6 +13,7 @@ __all__ = [
     'Difference',
     'Grid',
     'Search',
+    'beside_paper',
     'digests_of',
     'mean_and_deviation',
     'paired_difference',

@@ -2,12 +2,16 @@
 """What is compared: contestants, seeds, and the pairs of interest."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, zip_longest
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import chain, product, zip_longest
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from mmengine.config import Config
+
+#: The grid as it was run last, in the folder of its cells.
+GRID_FILE = 'grid.json'
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Contestant:
             of those of the grid's :class:`Search`; none if empty.
         wave (int): All cells of a wave come before those of the next.
             Defaults to 0.
+        variant (str): What it shares with those it is compared to, such as
+            a share of the data; its name ends with it. Defaults to ``''``.
     """
 
     name: str
@@ -36,6 +42,7 @@ class Contestant:
     seeds: Optional[Sequence[int]] = None
     search: Optional[Sequence[float]] = None
     wave: int = 0
+    variant: str = ''
 
 
 @dataclass(frozen=True)
@@ -88,12 +95,17 @@ class Grid:
             contestant's own.
         pairs (Sequence[tuple[str, str]]): Names of contestants; reported is
             the first minus the second.
+        references (Sequence[str]): Contestants that all others of their
+            variant are compared to. Without a variant they are those of
+            every variant.
         seed_keys (Sequence[str]): Keys of the config that take the seed.
             Defaults to ``('randomness.seed',)``.
         search (Search, optional): What each contestant chooses before it
             competes. Defaults to None.
         metric (str): What the evaluator calls the result, higher is better.
             Defaults to ``'accuracy/top1'``.
+        paper (Mapping[str, Sequence[str]]): Names of contestants, to table
+            and row of :data:`~transmamba_mm.arena.paper.TABLES`.
 
     Raises:
         ValueError: If a name is unfit for a folder, given twice or unknown,
@@ -108,6 +120,8 @@ class Grid:
     seed_keys: Sequence[str] = ('randomness.seed',)
     search: Optional[Search] = None
     metric: str = 'accuracy/top1'
+    references: Sequence[str] = ()
+    paper: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known: set[str] = set()
@@ -122,8 +136,12 @@ class Grid:
             if contestant.search and self.search is None:
                 raise ValueError(f'{name!r} searches, but the grid does not')
             known.add(name)
-        if unknown := set(chain.from_iterable(self.pairs)) - known:
-            raise ValueError(f'pairs of {unknown}, who do not take part')
+        named = [*chain.from_iterable(self.pairs), *self.paper]
+        if unknown := set(named) - known:
+            raise ValueError(f'{unknown} of pairs or paper do not take part')
+        for name in self.references:
+            if not any(name == stem(each) for each in self.contestants):
+                raise ValueError(f'reference {name!r} does not take part')
         if self.search and not (self.search.values and self.search.seeds):
             raise ValueError('a search needs values and seeds')
 
@@ -184,24 +202,77 @@ class Grid:
         }
 
 
+def stem(contestant: Contestant) -> str:
+    """The name without the variant."""
+    return contestant.name.removesuffix(f'-{contestant.variant}')
+
+
+def expand(
+    contestants: Iterable[Mapping[str, Any]],
+    axes: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> list[Contestant]:
+    """Multiplies contestants by axes, such as shares of the data.
+
+    Args:
+        contestants (Iterable[Mapping]): Arguments of :class:`Contestant`
+            and, optionally, ``axes``, names of those that count for it.
+            Defaults to all. The path of the config may hold ``{axis}`` for
+            the label; what is needed is that of the same labels.
+        axes (Mapping): For each name, labels to the overrides of the config
+            that they stand for.
+
+    Returns:
+        list[Contestant]: One for each combination of labels.
+    """
+    own = {each['name']: each.get('axes', list(axes)) for each in contestants}
+    expanded = []
+    for each in contestants:
+        names = own[each['name']]
+        if unknown := set(names) - axes.keys():
+            raise ValueError(f'{each["name"]!r} has unknown axes {unknown}')
+        for labels in product(*(axes[name] for name in names)):
+            chosen = dict(zip(names, labels))
+            options = {}
+            for name, label in chosen.items():
+                options.update(axes[name][label])
+            given = {k: v for k, v in each.items() if k != 'axes'}
+            needs = {}
+            for key, other in each.get('needs', {}).items():
+                shared = [n for n in own.get(other, ()) if n in chosen]
+                needs[key] = '-'.join([other, *(chosen[n] for n in shared)])
+            given.update(
+                name='-'.join([each['name'], *labels]),
+                config=each['config'].format(**chosen),
+                options={**options, **each.get('options', {})},
+                needs=needs,
+                variant='-'.join(labels),
+            )
+            expanded.append(Contestant(**given))
+    return expanded
+
+
 def read_grid(path: str, seeds: Optional[int] = None) -> Grid:
     """Reads a grid from a config.
 
     Args:
-        path (str): A config with ``title``, ``contestants`` (a list of the
-            arguments of :class:`Contestant`), ``seeds`` and, optionally,
-            ``options``, ``pairs``, ``seed_keys``, ``metric`` and ``search``
-            (the arguments of :class:`Search`).
+        path (str): A folder in which it has run, or a config with ``title``,
+            ``contestants`` (a list of the arguments of
+            :class:`Contestant`), ``seeds`` and, optionally,
+            ``search`` (the arguments of :class:`Search`), ``axes`` (see
+            :func:`expand`) and others of :class:`Grid`.
         seeds (int, optional): How many of its seeds. Defaults to None, all.
 
     Returns:
         Grid: The grid.
     """
+    if Path(path).is_dir():
+        path = Path(path) / GRID_FILE
     cfg = Config.fromfile(path).to_dict()
-    fields = ('title', 'options', 'pairs', 'seed_keys', 'metric')
-    return Grid(
-        contestants=[Contestant(**each) for each in cfg['contestants']],
+    names = {each.name for each in fields(Grid)}
+    given = {key: value for key, value in cfg.items() if key in names}
+    given.update(
+        contestants=expand(cfg['contestants'], cfg.get('axes', {})),
         seeds=cfg['seeds'][:seeds],
-        search=Search(**cfg['search']) if 'search' in cfg else None,
-        **{key: cfg[key] for key in fields if key in cfg},
+        search=Search(**cfg['search']) if cfg.get('search') else None,
     )
+    return Grid(**given)

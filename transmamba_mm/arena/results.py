@@ -34,7 +34,8 @@ class Result:
         costs (list[dict]): One for each epoch, summed up since the start:
             ``epoch``, ``images`` seen, ``teacher_images``, those that the
             teacher saw, ``seconds`` and ``cpu_seconds`` of the training
-            without validation. Empty in results of earlier versions.
+            without validation, and with codecarbon ``energy_kwh`` and
+            ``co2_kg``. Empty in results of earlier versions.
         device (str): ``'cpu'`` or the GPU's name; empty as well.
     """
 
@@ -55,13 +56,32 @@ class Result:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a file, of which a kill leaves the old or the new content."""
-    AtomicLocalBackend().put(json.dumps(content).encode(), path)
+    write_text(path, json.dumps(content))
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes a file, all or nothing."""
+    AtomicLocalBackend().put(content.encode(), path)
 
 
 def read_result(folder: Path) -> Optional[Result]:
-    """The result in a cell's folder; None if it is not finished."""
+    """The result in a cell's folder; None if it is not finished.
+
+    Raises:
+        ValueError: If the file is not a result.
+    """
     path = folder / RESULT_FILE
-    return Result(**json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        result = Result(**json.loads(path.read_text()))
+        float(result.final)
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(
+            f'{path} is no result of the arena ({error}): delete it, and its '
+            'cell runs again'
+        ) from error
+    return result
 
 
 class Choice(NamedTuple):

@@ -4,10 +4,12 @@
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import asdict
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, Optional
@@ -21,10 +23,19 @@ from mmengine.utils import import_modules_from_strings
 
 from transmamba_mm.checkpoints import CheckpointError
 
-from .grid import Grid
+from .grid import GRID_FILE, Grid
 from .plan import Job, plan_jobs
 from .results import RESULT_FILE, Result, read_result, write_json
 from .train import train_config
+
+
+def _end_with_main() -> None:
+    """Ends this process as soon as the main one is gone.
+
+    It must not go on beside the next attempt.
+    """
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _work(job: Job, cfg: Config, train: Callable, channel: Any) -> None:
@@ -32,11 +43,10 @@ def _work(job: Job, cfg: Config, train: Callable, channel: Any) -> None:
     with open(job.console, 'a') as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    threading.Thread(target=_end_with_main, daemon=True).start()
     torch.set_num_threads(1)
     # Reading the file has imported them, but in another process.
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
-    # Sending fails once the main process is gone, which ends the run: it
-    # must not go on beside the next attempt.
     metric = job.grid.metric
     measured = train(cfg, lambda *epochs: channel.send(epochs), metric)
     name, seed = job.cell.contestant.name, job.cell.seed
@@ -164,6 +174,7 @@ def run_jobs(
         raise ValueError(f'no cell can run with {workers} workers')
     workers = workers or min(4, cpu_count())
     Path(out_dir).mkdir(parents=True, exist_ok=True)
+    write_json(Path(out_dir) / GRID_FILE, asdict(jobs[0].grid))
     try:
         with FileLock(Path(out_dir) / '.lock', timeout=0):
             return _run_all(jobs, workers, train)

@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional
 
@@ -21,7 +22,8 @@ class Meter(Hook):
     """Adds up what training costs; a resumed run goes on with the sums.
 
     They are those of the epochs that count: what a killed run has done since
-    its last checkpoint is done, and counted, again.
+    its last checkpoint is done, and counted, again. Energy and CO2 are
+    codecarbon's estimates for this process, where it is installed.
     """
 
     priority = 'LOW'  # before the checkpoint, which stores the sums
@@ -32,6 +34,17 @@ class Meter(Hook):
         self.images = self.teacher_images = 0
         if isinstance(runner.model, SingleTeacherDistill):
             runner.model.teacher.register_forward_pre_hook(self._see_teacher)
+        self.tracker = None
+        if find_spec('codecarbon'):
+            from codecarbon import OfflineEmissionsTracker
+
+            # The country is taken from codecarbon's own configuration.
+            self.tracker = OfflineEmissionsTracker(
+                tracking_mode='process',
+                allow_multiple_runs=True,
+                save_to_file=False,
+                log_level='error',
+            )
 
     def _see_teacher(self, module: torch.nn.Module, args: tuple) -> None:
         self.teacher_images += len(args[0])
@@ -39,6 +52,8 @@ class Meter(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         """Starts the clocks."""
         self.images = self.teacher_images = 0
+        if self.tracker:
+            self.tracker.start_task(f'epoch {runner.epoch}')
         self._start = self._clocks()
 
     def after_train_iter(
@@ -62,8 +77,14 @@ class Meter(Hook):
             seconds=wall,
             cpu_seconds=cpu,
         )
-        last = self.rows[-1] if self.rows else {}
-        row = {key: last.get(key, 0) + value for key, value in found.items()}
+        if self.tracker:
+            used = self.tracker.stop_task()
+            found.update(
+                energy_kwh=used.energy_consumed, co2_kg=used.emissions
+            )
+        last = self.rows[-1] if self.rows else dict.fromkeys(found, 0)
+        # Of what an earlier attempt has not measured there is no sum.
+        row = {key: last[key] + found[key] for key in found if key in last}
         self.rows.append(dict(epoch=runner.epoch + 1, **row))
         runner.message_hub.update_info(_COSTS, self.rows)
 
