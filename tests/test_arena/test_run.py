@@ -52,17 +52,17 @@ def pretend(cfg, report, metric):
     note_attempt(cfg)
     if cfg.get('custom_imports'):
         assert 'only_of_this_config' in sys.modules
-    if cfg.get('fails'):
+    if cfg.model.get('fails'):
         print('on the way')
         raise ValueError('the loss is nan')
     teacher = cfg.model.teacher_ckpt
     assert teacher is None or Path(teacher).read_text() == 'weights'
     save_checkpoint(cfg)
-    if cfg.get('dies') and cfg.get('load_from') is None:
+    if cfg.model.get('dies') and cfg.get('load_from') is None:
         os.kill(os.getpid(), signal.SIGKILL)
     assert cfg.get('resume', False) == (cfg.get('load_from') is not None)
     report(2, 2)
-    time.sleep(cfg.get('pause', 0))
+    time.sleep(cfg.model.get('pause', 0))
     return dict(
         accuracy=[
             (os.getpid(), cfg.randomness.seed),
@@ -98,7 +98,7 @@ def test_each_cell_has_a_process_with_one_thread(tmp_path, config, capsys):
         '',
         [Contestant('a', config), Contestant('b', config)],
         range(2),
-        options=dict(pause=0.3),
+        options={'model.pause': 0.3},
     )
     assert run_grid(grid, tmp_path, workers=2, train=pretend) == []
     results = read_results(grid, tmp_path)
@@ -124,7 +124,10 @@ def test_finished_cells_are_not_run_again(tmp_path, config, capsys):
 
 def test_changed_config_runs_again(tmp_path, config, capsys):
     """From the start, and so does what was made with it."""
-    changed = [pair(config, student=[('lr', 2)]), pair(config, [('lr', 3)])]
+    changed = [
+        pair(config, student=[('model.lr', 2)]),
+        pair(config, [('model.lr', 3)]),
+    ]
     run_grid(pair(config), tmp_path, train=pretend)
     before = read_result(tmp_path / 'student_seed0').digest
     assert run_grid(changed[0], tmp_path, train=pretend) == []
@@ -138,7 +141,7 @@ def test_changed_config_runs_again(tmp_path, config, capsys):
     assert attempts(tmp_path / 'teacher_seed0') == ['None'] * 2
     assert attempts(tmp_path / 'student_seed0') == ['None'] * 3
     # No result remains that is of neither config.
-    bad = pair(config, student=[('fails', True)])
+    bad = pair(config, student=[('model.fails', True)])
     assert run_grid(bad, tmp_path, train=pretend) == ['student_seed0']
     assert read_result(tmp_path / 'student_seed0') is None
     # The first one's checkpoint is still there to continue from.
@@ -157,9 +160,26 @@ def test_digest_is_of_the_content(tmp_path, config):
     assert len({job.digest for job in here}) == 2
 
 
+def test_what_no_result_depends_on_does_not_change_the_digest(
+    tmp_path, config
+):
+    """Variables of the config, loggers and hooks that only watch."""
+
+    def digest(**options):
+        grid = Grid('', [Contestant('a', config, options)], [0])
+        return plan_jobs(grid, tmp_path)[0].digest
+
+    plain = digest()
+    watching = dict(logger=dict(interval=9), finite=dict(type='F'))
+    assert digest(default_hooks=watching) == plain
+    assert digest(log_level='DEBUG', method=dict(tau=3)) == plain
+    assert digest(default_hooks=dict(epoch_seed=dict(type='E'))) != plain
+    assert digest(train_cfg=dict(max_epochs=3)) != plain
+
+
 def test_interrupted_cell_continues(tmp_path, config, capsys):
     """Also where its folder has another name by then."""
-    grid, first = pair(config, [('dies', True)]), tmp_path / 'first'
+    grid, first = pair(config, [('model.dies', True)]), tmp_path / 'first'
     assert run_grid(grid, first, train=pretend) == [
         *('teacher_seed0', 'student_seed0')
     ]
@@ -176,7 +196,7 @@ def test_interrupted_cell_continues(tmp_path, config, capsys):
 
 def test_failing_cell_is_named_and_others_go_on(tmp_path, config, capsys):
     contestants = [
-        Contestant('bad', config, dict(fails=True), seeds=[0]),
+        Contestant('bad', config, {'model.fails': True}, seeds=[0]),
         Contestant('good', config),
     ]
     grid = Grid('', contestants, range(2))
@@ -302,7 +322,7 @@ def test_a_misspelt_key_is_refused(tmp_path, config, settings, message):
 def test_a_result_of_another_config_is_left_out(tmp_path, config, capsys):
     grid = Grid('', [Contestant('a', config)], [0])
     assert run_grid(grid, tmp_path, workers=1, train=pretend) == []
-    other = Grid('', [Contestant('a', config, dict(pause=0.1))], [0])
+    other = Grid('', [Contestant('a', config, {'model.pause': 0.1})], [0])
     for each, count in ((grid, 1), (other, 0)):
         jobs = plan_jobs(each, tmp_path)
         digests = {job.cell.key: job.digest for job in jobs}
@@ -332,14 +352,16 @@ def test_one_run_at_a_time_in_a_folder(tmp_path, config):
 def peaked(cfg, report, metric):
     """Stands in for training with a best rate, other on the test data."""
     measured = pretend(cfg, report, metric)
-    best = 0.2 if cfg.data == 'held-out' else 0.4
-    score = -abs(cfg.lr - best) - 0.001 * cfg.randomness.seed
+    best = 0.2 if cfg.model.data == 'held-out' else 0.4
+    score = -abs(cfg.model.lr - best) - 0.001 * cfg.randomness.seed
     return dict(measured, accuracy=[(1, score)])
 
 
 def searching(config, values=(0.1, 0.2, 0.4)):
-    options = {'lr': 7.0, 'data': 'test'}
-    search = Search('lr', list(values), [8, 9], {'data': 'held-out'})
+    options = {'model.lr': 7.0, 'model.data': 'test'}
+    search = Search(
+        'model.lr', list(values), [8, 9], {'model.data': 'held-out'}
+    )
     contestants = [
         Contestant('teacher', config, options, seeds=[0], search=[]),
         Contestant('a', config, options, {'model.teacher_ckpt': 'teacher'}),
@@ -383,7 +405,7 @@ def test_a_wider_search_runs_again_only_what_it_changes(
 
 def test_a_failed_search_leaves_its_contestant_out(tmp_path, config, capsys):
     grid = searching(config)
-    grid.search.options['fails'] = True
+    grid.search.options['model.fails'] = True
     failed = run_grid(grid, tmp_path, train=peaked)
     assert len(failed) == 6 + 2
     assert 'a_seed0 is left out' in capsys.readouterr().err

@@ -18,10 +18,22 @@ from typing import Any, Optional
 from mmengine.config import Config
 
 from transmamba_mm.checkpoints import find_latest_checkpoint
-from transmamba_mm.utils.cli import check_config_keys
+from transmamba_mm.utils.cli import RUNNER_KEYS, check_config_keys
 
 from .grid import Cell, Grid
 from .results import choose, read_result
+
+# Parts of a config that no result depends on, nor do the variables that it
+# may hold beside what the Runner reads.
+_IDLE_KEYS = {
+    *('experiment_name', 'log_level', 'log_processor', 'work_dir'),
+    *('vis_backends', 'visualizer', 'test_cfg', 'test_dataloader'),
+    *('test_evaluator', 'tta_model', 'tta_pipeline'),
+}
+_IDLE_HOOKS = {
+    *('timer', 'logger', 'checkpoint', 'visualization', 'bare_file'),
+    *('finite', 'distill_monitor'),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +89,23 @@ class Job:
 
     @cached_property
     def digest(self) -> str:
-        """str: Of the config and of those that it needs, once settled."""
-        text = json.dumps(self.cfg.to_dict(), sort_keys=True, default=repr)
+        """str: Of what decides the result, once it is settled.
+
+        That is the config, without what only watches a run or is not read,
+        and those of the cells that it needs.
+        """
+        content = {
+            key: value
+            for key, value in self.cfg.to_dict().items()
+            if key in RUNNER_KEYS - _IDLE_KEYS
+        }
+        hooks = content.get('default_hooks', {})
+        content['default_hooks'] = {
+            key: value
+            for key, value in hooks.items()
+            if key not in _IDLE_HOOKS
+        }
+        text = json.dumps(content, sort_keys=True, default=repr)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property

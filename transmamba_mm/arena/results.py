@@ -56,7 +56,8 @@ class Result:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a file, of which a kill leaves the old or the new content."""
-    write_text(path, json.dumps(content))
+    # Such as ranges, as lists.
+    write_text(path, json.dumps(content, default=list))
 
 
 def write_text(path: Path, content: str) -> None:

@@ -13,6 +13,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmrazor.models.algorithms import SingleTeacherDistill
 
+from transmamba_mm.contract import teachers_of
+
 from .results import read_curves
 
 _COSTS = 'arena_costs'
@@ -33,7 +35,8 @@ class Meter(Hook):
         self.rows = list(runner.message_hub.get_info(_COSTS, []))
         self.images = self.teacher_images = 0
         if isinstance(runner.model, SingleTeacherDistill):
-            runner.model.teacher.register_forward_pre_hook(self._see_teacher)
+            for teacher in teachers_of(runner.model.teacher).values():
+                teacher.register_forward_pre_hook(self._see_teacher)
         self.tracker = None
         if find_spec('codecarbon'):
             from codecarbon import OfflineEmissionsTracker
@@ -110,14 +113,6 @@ class Watch(Hook):
     ) -> None:
         self.report = report
         self.metric = metric
-
-    def before_train(self, runner: Runner) -> None:
-        """Validates if a kill came between a checkpoint and that."""
-        loop, epoch = runner.train_loop, runner.epoch
-        due = epoch == loop.max_epochs or epoch % loop.val_interval == 0
-        measured = read_curves(Path(runner.work_dir), self.metric)['accuracy']
-        if epoch and due and epoch not in dict(measured):
-            runner.val_loop.run()
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Reports the epoch."""

@@ -25,6 +25,7 @@ from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.compat import UntrustedFileError, prepare_cpu_launch
 
 __all__ = [
+    'RUNNER_KEYS',
     'UsageError',
     'add_cfg_options',
     'add_common_arguments',
@@ -40,8 +41,8 @@ __all__ = [
     'set_work_dir',
 ]
 
-# Top-level keys that MMEngine, mmpretrain or their tools act on.
-_KNOWN_KEYS = frozenset(
+#: Top-level keys that MMEngine, mmpretrain or their tools act on.
+RUNNER_KEYS = frozenset(
     {
         'auto_scale_lr',
         'compile',
@@ -213,12 +214,12 @@ def check_config_keys(keys: Iterable[str]) -> None:
     typos = []
     for key in keys:
         if (
-            key in _KNOWN_KEYS
+            key in RUNNER_KEYS
             or key in _COMMON_VARIABLES
             or key.startswith('_')
         ):
             continue
-        near = difflib.get_close_matches(key, _KNOWN_KEYS, 1, cutoff=0.8)
+        near = difflib.get_close_matches(key, RUNNER_KEYS, 1, cutoff=0.8)
         # A long shared suffix, as in 'gallery_dataloader', is no typo.
         if near and abs(len(key) - len(near[0])) <= 2:
             typos.append(f"'{key}' (did you mean '{near[0]}'?)")
