@@ -20,7 +20,7 @@ default_hooks = dict(
     bare_file=dict(type='transmamba.BareFileHook'),
     # Keeps the time of a distillation that changes; idle otherwise.
     distill_schedule=dict(type='transmamba.DistillScheduleHook'),
-    # Checks a distillation config before the first iteration, then logs
+    # Checks losses that set in later before the first step, then logs
     # similarities and weights; idle without a distiller.
     distill_monitor=dict(type='transmamba.DistillMonitor', interval=100),
 )

@@ -1,5 +1,5 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""DistillMonitor: a check before training that leaves no trace, and logs."""
+"""DistillMonitor: a check before the first step without a trace, and logs."""
 
 import copy
 import json
@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from distill_cases import method, of_methods
 from helpers import (
     TinyPictures,
     tiny_distiller,
@@ -16,15 +17,30 @@ from helpers import (
     tiny_student,
     tiny_teacher,
 )
-from mmengine.dataset import pseudo_collate
+from mmengine.dataset import InfiniteSampler, pseudo_collate
 from mmengine.hooks import Hook
+from mmpretrain.datasets import RepeatAugSampler
 from torch.utils.data import DataLoader, IterableDataset
 
-from transmamba_mm.distill import DistillMonitor, TransMambaDistill
+from transmamba_mm.contract.sites import LOGITS
+from transmamba_mm.distill import (
+    DistillLoss,
+    DistillMethod,
+    DistillMonitor,
+    DistillScheduleHook,
+    TransMambaDistill,
+)
 from transmamba_mm.registry import MODELS
 
 DIRECTIONS = 4
 LAYERS = 2
+MIXUP = dict(augments=[dict(type='Mixup', alpha=0.8)])
+PLAIN = dict(mean=[0.0] * 3, std=[255.0] * 3, num_classes=3)
+LATER = (
+    method('LogitsKD', name='early', end=0.5),
+    method('LogitsKD', name='kl', begin=0.5),
+)
+SEVERAL = dict(type='MultiLabelLinearClsHead', num_classes=3, in_channels=12)
 # None on a CPU; a GPU may add in another order.
 ROUNDING = dict(rtol=1e-5, atol=1e-6)
 
@@ -45,12 +61,12 @@ def make(teacher_ckpt):
 
 
 class Steps(Hook):
-    """Counts the iterations."""
+    """Counts the steps."""
 
     def __init__(self):
         self.num = 0
 
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
         self.num += 1
 
 
@@ -119,17 +135,9 @@ def random_states():
     )
 
 
-class Noisy(TinyPictures):
-    """Consumes all three generators per sample."""
-
-    def __getitem__(self, index):
-        random.random(), np.random.rand(), torch.rand(1)
-        return super().__getitem__(index)
-
-
 @pytest.mark.parametrize('frozen_stages', [-1, 1])
 def test_the_check_leaves_no_trace(make, tmp_path, frozen_stages):
-    """Dropout, BatchNorm and augmentation would notice."""
+    """Dropout, BatchNorm and mixed images would notice."""
     student = tiny_student(
         arch=dict(embed_dims=12, num_layers=2, layers_with_dwconv=(0,)),
         stem='conv',
@@ -137,30 +145,37 @@ def test_the_check_leaves_no_trace(make, tmp_path, frozen_stages):
         drop_path_rate=0.5,
         frozen_stages=frozen_stages,
     )
-    model = make(architecture=student)
-    loader = DataLoader(Noisy(8), batch_size=4, collate_fn=pseudo_collate)
-    seen = {}
+    student.update(train_cfg=MIXUP, data_preprocessor=PLAIN)
+    model = make(architecture=student, distiller=of_methods(*LATER))
+    seen = []
 
     class Watch(DistillMonitor):
-        def before_train(self, runner):
-            model.train()
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            model.distiller.distill_losses['loss_kl'].register_forward_hook(
+                lambda *args: seen.append(model.schedule.progress)
+            )
             state = copy.deepcopy(model.state_dict())
+            images, samples = (
+                copy.deepcopy(data_batch[key])
+                for key in ('inputs', 'data_samples')
+            )
             modes = {n: m.training for n, m in model.named_modules()}
             randomness = random_states()
-            super().before_train(runner)
+            super().before_train_iter(runner, batch_idx, data_batch)
             assert random_states() == randomness
             assert modes == {n: m.training for n, m in model.named_modules()}
             for key, value in model.state_dict().items():
                 assert torch.equal(value, state[key]), key
             assert all(p.grad is None for p in model.parameters())
-            seen['checked'] = len(
-                model.distiller.distill_losses['loss_tm'].similarities
-            )
+            assert all(map(torch.equal, images, data_batch['inputs']))
+            for old, new in zip(samples, data_batch['data_samples']):
+                assert old.keys() == new.keys()
+            assert model.schedule.progress == 0
 
     tiny_runner(
-        tmp_path, model, train_dataloader=loader, custom_hooks=[Watch()]
+        tmp_path, model, num=4, custom_hooks=[Watch(), DistillScheduleHook()]
     ).train()
-    assert seen['checked'] == DIRECTIONS
+    assert seen == [0.75]
 
 
 def test_training_is_the_same_with_and_without(make, tmp_path):
@@ -168,8 +183,9 @@ def test_training_is_the_same_with_and_without(make, tmp_path):
     for name, hooks in (('with', [DistillMonitor(interval=1)]), ('out', [])):
         student = tiny_student(drop_rate=0.3)
         torch.manual_seed(5)
-        model = make(architecture=student)
+        model = make(architecture=student, distiller=of_methods(*LATER))
         torch.manual_seed(6)
+        hooks = [*hooks, DistillScheduleHook()]
         tiny_runner(tmp_path / name, model, custom_hooks=hooks).train()
         weights.append(model.state_dict())
     for key, value in weights[0].items():
@@ -261,5 +277,64 @@ def test_the_loaders_own_collate_function(make, tmp_path):
         make(),
         train_dataloader=loader,
         custom_hooks=[DistillMonitor(), steps],
+    ).train()
+    assert steps.num == 2
+
+
+def several_labels(samples):
+    for index, sample in enumerate(samples):
+        sample['data_samples'].set_gt_label([index % 2, 2])
+    return pseudo_collate(samples)
+
+
+class SensitivityLoss(DistillLoss):
+    """Takes a gradient of its own."""
+
+    def forward(self, student, teacher):
+        (score,) = torch.autograd.grad(
+            student.logsumexp(1).sum(), student, create_graph=True
+        )
+        return (score - teacher.softmax(1)).square().mean()
+
+
+class Sensitivity(DistillMethod):
+    NAME = 'sensitivity'
+
+    def loss(self):
+        return dict(type=SensitivityLoss)
+
+    def reads(self):
+        return dict(student=self.student(LOGITS), teacher=self.teacher(LOGITS))
+
+
+@pytest.mark.parametrize(
+    ('student', 'loader'),
+    [
+        (dict(train_cfg=MIXUP), {}),
+        (dict(train_cfg=dict(MIXUP, probs=0.5)), {}),
+        (dict(data_preprocessor=dict(PLAIN, batch_augments=MIXUP)), {}),
+        (dict(head=SEVERAL), dict(collate_fn=several_labels)),
+        ({}, dict(dataset=Stream())),
+        ({}, dict(dataset=TinyPictures(3))),
+        ({}, dict(sampler=InfiniteSampler(range(8)))),
+        ({}, dict(sampler=RepeatAugSampler(range(300)))),
+        ({}, dict(batch_size=1)),
+    ],
+)
+def test_what_trains_is_not_refused(make, tmp_path, student, loader):
+    methods = (*LATER, dict(type=Sensitivity, begin=0.5))
+    model = make(
+        architecture={**tiny_student(), 'data_preprocessor': PLAIN, **student},
+        distiller=of_methods(*methods),
+    )
+    settings = dict(dataset=TinyPictures(300), batch_size=4)
+    settings.update(dict(collate_fn=pseudo_collate), **loader)
+    steps = Steps()
+    tiny_runner(
+        tmp_path,
+        model,
+        train_dataloader=DataLoader(**settings),
+        train_cfg=dict(by_epoch=False, max_iters=2),
+        custom_hooks=[steps, DistillMonitor(), DistillScheduleHook()],
     ).train()
     assert steps.num == 2

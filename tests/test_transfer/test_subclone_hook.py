@@ -433,6 +433,16 @@ def test_the_least_changed_are_found_without_a_reference(
     assert other.selections != plan.selections
 
 
+def test_the_fine_tuning_sees_mixed_images_as_training_does(tmp_path, ckpt):
+    """Once mixed, the one-hot labels are no integers any more."""
+    hook = subcloner(ckpt, fine_tune=SHORT, teacher=vit_cfg())
+    augments = dict(augments=[dict(type='Mixup', alpha=0.8)])
+    model = dict(student_cfg(dims=12), train_cfg=augments)
+    _, found, probe = train(tmp_path, hook, model=model)
+    assert found.plan.selections['residual'].startswith('12 of 16 [')
+    assert probe.iterations == 2
+
+
 def test_its_cost_is_told(tmp_path, ckpt, monkeypatch):
     lines = []
     monkeypatch.setattr(

@@ -16,6 +16,7 @@ from .checkpoint_hook import keep_to_own_checkpoints
 from .checkpoints import allow_mmengine_checkpoints
 from .cpu_training import CpuAmpOptimWrapper, prepare_cpu_launch
 from .data_files import UntrustedFileError, read_annotations_as_data
+from .default_hooks import drop_any_default_hook
 from .environment import Problem, find_problems
 from .mmcv_hue import fix_adjust_hue
 from .mmpretrain_multimodal import guard_multimodal
@@ -27,6 +28,7 @@ __all__ = [
     'UntrustedFileError',
     'allow_mmengine_checkpoints',
     'apply',
+    'drop_any_default_hook',
     'ensure_mmrazor',
     'find_problems',
     'fix_adjust_hue',
@@ -42,6 +44,7 @@ _CURES = {
     'mmrazor distillation half': ensure_mmrazor,
     'mmengine checkpoints': allow_mmengine_checkpoints,
     'mmengine checkpoint hook': keep_to_own_checkpoints,
+    'mmengine default hooks': drop_any_default_hook,
     'mmengine annotation files': read_annotations_as_data,
     'mmcv hue on numpy 2': fix_adjust_hue,
 }

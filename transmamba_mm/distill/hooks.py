@@ -1,6 +1,7 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Hooks of a distillation run: check it, keep its time, report it."""
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from transmamba_mm.registry import HOOKS
 
 from .algorithm import TransMambaDistill
 from .losses import DistillLoss
-from .schedule import Schedule
 
 # How names in the log start that a distillation may leave out for a time.
 _LOGGED = ('distill.', 'student.')
@@ -44,25 +44,26 @@ def _untouched_randomness() -> Iterator[None]:
 
 
 @contextmanager
-def _everything_counts(model: nn.Module) -> Iterator[None]:
-    """Lets all losses count, whatever the time is."""
-    if not isinstance(model, TransMambaDistill):
-        yield
-        return
-    schedule, model.schedule = model.schedule, Schedule()
+def _untouched_buffers(model: nn.Module) -> Iterator[None]:
+    """Restores what a forward pass may move, e.g. BatchNorm's statistics."""
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
-        model.schedule = schedule
+        for buffer, value in saved:
+            buffer.copy_(value)
 
 
 @HOOKS.register_module()
 class DistillMonitor(Hook):
-    """Checks a distillation config on one sample, then logs similarities.
+    """Checks losses that set in later, then logs similarities.
 
-    Before the first iteration it runs one training sample through teacher,
-    student and all losses, also those that set in later, so that sources,
-    widths and token grids that do not fit are reported before any training.
+    The first step of a training shows whether sources, widths and token grids
+    of a distillation fit, except those of losses that do not count yet. So
+    before it, where there is a schedule, the first batch goes once through
+    each stretch of the training, just as a step then would. That changes
+    nothing: neither the batch nor the model nor random numbers.
+
     While training it writes, for every distillation loss that counts and has
     them, the similarity and weight of each layer and direction to the
     visualizer, and a table to the log after each epoch.
@@ -72,29 +73,40 @@ class DistillMonitor(Hook):
             to 50.
     """
 
+    # After the hook that sets the time.
     priority = 'LOW'
 
     def __init__(self, interval: int = 50) -> None:
         self.interval = interval
+        self._checked = False
 
     def before_train(self, runner: Runner) -> None:
-        """Runs one sample through all losses; changes nothing."""
+        """Starts anew."""
+        self._checked = False
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None
+    ) -> None:
+        """Sends the first batch through all losses; changes nothing."""
         model = unwrapped(runner.model)
-        if not isinstance(model, SingleTeacherDistill):
+        if self._checked or not isinstance(model, TransMambaDistill):
             return
-        modes = {module: module.training for module in model.modules()}
-        loader = runner.train_dataloader
-        check = _everything_counts(model)
-        with _untouched_randomness(), torch.no_grad(), check:
-            batch = loader.collate_fn([loader.dataset[0]])
-            nn.Module.eval(model)
+        self._checked = True
+        schedule = model.schedule
+        if schedule.constant or schedule.progress is None:
+            return  # the step does the same, or says who must keep the time
+        now = schedule.progress
+        with _untouched_randomness(), _untouched_buffers(model):
             try:
-                data = model.data_preprocessor(batch, False)
-                with runner.optim_wrapper.optim_context(runner.model):
-                    model(**data, mode='loss')
+                for moment in schedule.moments():
+                    schedule.progress = moment
+                    # A preprocessor may write into the batch.
+                    batch = copy.deepcopy(data_batch)
+                    with runner.optim_wrapper.optim_context(runner.model):
+                        data = model.data_preprocessor(batch, True)
+                        model._run_forward(data, mode='loss')
             finally:
-                for module, mode in modes.items():
-                    module.training = mode
+                schedule.progress = now
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None, outputs=None

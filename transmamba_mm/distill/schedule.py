@@ -184,10 +184,7 @@ class Schedule:
                 task loss.
         """
         spans = [self.spans.get(name, Span()) for name in losses]
-        times = {0.0, 1.0, *(phase.end for phase in self.phases)}
-        times.update(time for span in spans for time in (span.begin, span.end))
-        times = sorted(times)
-        for begin, end in zip(times, times[1:]):
+        for begin, end in self._stretches():
             if not self._phase(begin).task_loss and not any(
                 span.begin <= begin < span.end for span in spans
             ):
@@ -196,6 +193,17 @@ class Schedule:
                     f'counts: let a method count then, or give the phase '
                     f'task_loss=True'
                 )
+
+    def moments(self) -> list[float]:
+        """One moment in each stretch in which the same losses count."""
+        return [(begin + end) / 2 for begin, end in self._stretches()]
+
+    def _stretches(self) -> list[tuple[float, float]]:
+        times = {0.0, 1.0, *(phase.end for phase in self.phases)}
+        for span in self.spans.values():
+            times.update((span.begin, span.end))
+        times = sorted(times)
+        return list(zip(times, times[1:]))
 
     def covers(self, loss: str) -> bool:
         """Whether a loss counts now, be it with 0 where it warms up."""

@@ -353,7 +353,7 @@ class SubcloneInitializer(Hook):
         )
         return collect_changes(
             teacher,
-            (preprocess(batch, False) for batch in batches),
+            (preprocess(batch, True) for batch in batches),
             name,
             options['optim_wrapper'],
         )
