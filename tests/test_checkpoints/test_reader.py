@@ -73,7 +73,7 @@ def test_every_scheme_is_read_as_data(folder, scheme, monkeypatch):
         elif scheme == 'local':
             path = 'evil.pth'
         assert 'more than data' in assert_refused(path)
-        assert 'GLOBAL' in assert_refused(path)  # from the cache as well
+        assert not list((folder / 'hub').rglob('*.pth'))  # nor is it kept
 
 
 def test_loaders_of_all_schemes_are_ours():
@@ -87,7 +87,17 @@ def test_urls_are_read_and_failures_are_named(folder):
     with served(folder) as url:
         assert read_state_dict(f'{url}/good.pth').keys() == {'weight', 'bias'}
         assert 'downloaded' in assert_refused(f'{url}/gone.pth')
-        assert 'Delete' in assert_refused(f'{url}/half.pth')
+        assert 'damaged' in assert_refused(f'{url}/half.pth')
+        (folder / 'half.pth').write_bytes((folder / 'good.pth').read_bytes())
+        assert read_state_dict(f'{url}/half.pth')
+        # Two of one name are two.
+        (folder / 'other').mkdir()
+        torch.save(dict(w=torch.ones(1)), folder / 'other' / 'good.pth')
+        assert read_state_dict(f'{url}/other/good.pth').keys() == {'w'}
+        # What torch.hub has is not fetched again.
+        (folder / 'hub' / 'checkpoints').mkdir()
+        torch.save(dict(v=torch.ones(1)), 'hub/checkpoints/hubs.pth')
+        assert read_state_dict(f'{url}/hubs.pth').keys() == {'v'}
     assert 'downloaded' in assert_refused(f'{url}/other.pth')
     assert 'nothing here reads' in assert_refused('ftp://host/x.pth')
     assert 'none of the models' in assert_refused('torchvision://what')

@@ -6,6 +6,7 @@ import mmpretrain
 import pytest
 from mmengine.config import Config
 
+from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.utils import cli
 
 
@@ -109,3 +110,13 @@ def test_usage_errors_end_a_tool_without_traceback(capsys):
         cli.run_main(main)
     assert end.value.code == 2
     assert capsys.readouterr().err == 'error: no such thing\n'
+
+
+def test_an_error_is_one_line_that_a_terminal_can_show(capsys):
+    def main():
+        raise CheckpointError('one\n\ntwo\x1b[2J three')
+
+    with pytest.raises(SystemExit) as end:
+        cli.run_main(main)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == 'error: one two [2J three\n'

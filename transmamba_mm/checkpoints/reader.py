@@ -6,6 +6,7 @@
 ``init_cfg``, teachers and converters all come here.
 """
 
+import hashlib
 import io
 import logging
 import os
@@ -80,9 +81,13 @@ def load_from_data_only(filename: str, map_location: Any = None) -> dict:
         if filename.startswith('mmcls://'):
             content = _process_mmcls_checkpoint(content)
         _check(content, filename)
-    except (CheckpointError, torch.cuda.OutOfMemoryError):
+    except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # a file can make a reader raise anything
+        if isinstance(file, str) and file.startswith(_downloads()):
+            os.unlink(file)  # the next attempt may get a better one
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(_explain(filename, file, error)) from error
     return content
 
@@ -138,17 +143,26 @@ def _find_local(path: str) -> str:
 
 
 def _download(url: str) -> str:
-    """Fetches a file once, to where ``torch.hub`` keeps its files.
+    """Fetches a file once, each process for itself, as some read alone.
 
-    Each process asks for itself, as some read files alone.
+    What ``torch.hub`` has fetched before is taken. Our own are kept apart:
+    it knows files by their names, and others read them less carefully.
     """
-    folder = osp.join(torch.hub.get_dir(), 'checkpoints')
-    file = osp.join(folder, osp.basename(urlsplit(url).path))
+    name = osp.basename(urlsplit(url).path) or 'checkpoint'
+    file = osp.join(torch.hub.get_dir(), 'checkpoints', name)
+    if osp.isfile(file):
+        return file
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    file = osp.join(_downloads(), digest, name)
     if not osp.isfile(file):
-        os.makedirs(folder, exist_ok=True)
+        os.makedirs(osp.dirname(file), exist_ok=True)
         print_log(f'Downloading {url} to {file}', logger='current')
         torch.hub.download_url_to_file(url, file, progress=False)
     return file
+
+
+def _downloads() -> str:
+    return osp.join(torch.hub.get_dir(), 'transmamba_mm')
 
 
 # --------------------------------------------------------- what it contains
@@ -200,12 +214,11 @@ def _explain(path: str, file: Optional[_File], error: Exception) -> str:
         return f'{name} asks for more memory than there is'
     if isinstance(error, OSError) and error.strerror:
         return f'{name} cannot be read: {error.strerror}'
-    where = f" Delete '{file}' first." if '://' in path else ''
-    older = name_older(path) if not where else ''
+    older = name_older(path) if '://' not in path else ''
     # PyTorch's own text proposes to run the code in the file.
     return (
         f'{name} cannot be read: it is damaged, or no checkpoint{older}. '
-        f'Download or copy it again ({type(error).__name__}).{where}'
+        f'Download or copy it again ({type(error).__name__}: {file})'
     )
 
 

@@ -114,8 +114,9 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
     except (UsageError, CheckpointError, UntrustedFileError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        print(f'error: {" ".join(lines)}', file=sys.stderr)
+        # Some of it may come from a file, which could speak to a terminal.
+        text = ''.join(c if c.isprintable() else ' ' for c in str(error))
+        print(f'error: {" ".join(text.split())}', file=sys.stderr)
         sys.exit(2)
 
 
