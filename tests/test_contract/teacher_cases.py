@@ -112,6 +112,12 @@ def distilled() -> dict:
     return config
 
 
+def beit() -> dict:
+    config = vit_cfg(depth=3, layer_scale_init_value=0.1, final_norm=True)
+    config['backbone'].update(type='BEiTViT', out_type='cls_token')
+    return config
+
+
 def timm_model(name: str, **kwargs: Any) -> nn.Module:
     kwargs = dict(
         dict(
@@ -218,6 +224,22 @@ CASES = {
         extra=5,
         positions=0,
         **_TIMM,
+    ),
+    'mmpretrain BEiT': Case(
+        lambda: build(beit()), 'mmpretrain BEiT', 'backbone.', positions=0
+    ),
+    'TimmClassifier BEiT': Case(
+        _timm('beit_base_patch16_224', global_pool='token'),
+        prefix='model.',
+        positions=0,
+        **{**_TIMM, 'family': 'timm BEiT, EVA or DINOv3'},
+    ),
+    'TimmClassifier DINOv3': Case(
+        _timm('vit_small_patch16_dinov3', qkv_bias=True),
+        prefix='model.',
+        extra=5,
+        positions=0,
+        **{**_TIMM, 'family': 'timm BEiT, EVA or DINOv3'},
     ),
     'bare timm': Case(
         lambda: timm_model('vit_tiny_patch16_224'), prefix='', **_TIMM

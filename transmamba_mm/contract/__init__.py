@@ -14,8 +14,9 @@ from .records import TapRecord, TokenRecord
 from .scan_orders import scan_order
 from .student import GridStudent, MambaStudent, Student, find_student
 from .taps import DirectionTap, DirectionTaps
-from .teacher import Teacher, TeacherWeights, read_teacher
+from .teacher import Teacher
 from .teachers import Teachers, teacher_at, teachers_of
+from .weights import TeacherWeights, read_teacher
 
 __all__ = [
     'FAMILIES',

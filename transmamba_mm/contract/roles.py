@@ -28,6 +28,7 @@ KEEP = 'keep'
 
 _WEIGHT_AND_BIAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     'patch_embed': ((RESIDUAL, KEEP, KEEP, KEEP), (RESIDUAL,)),
+    'patch_norm': ((RESIDUAL,), (RESIDUAL,)),
     'mixer_norm': ((RESIDUAL,), (RESIDUAL,)),
     'mixer_out': ((RESIDUAL, INNER), (RESIDUAL,)),
     'ffn_norm': ((RESIDUAL,), (RESIDUAL,)),

@@ -225,12 +225,17 @@ class Student:
         self._prefix, self.backbone = _find(model, backbone)
 
     def roles(self) -> dict[str, str]:
-        """Roles by parameter name: the backbone's, the lift's, the head's."""
+        """Roles by parameter name: the backbone's, the lift's, the head's.
+
+        The head is the one Linear of ``head`` beside the backbone, if it
+        reads the pooled tokens, maybe lifted, and nothing else there has
+        parameters.
+        """
         roles = {
             self._prefix + name: role
             for name, role in self.backbone.param_roles().items()
         }
-        for role, found in (('lift', self.lift), ('head', self._classifier)):
+        for role, found in (('lift', self.lift), ('head', self._linear_head)):
             if found is not None:
                 roles[f'{found[0]}.weight'] = f'{role}.weight'
                 roles[f'{found[0]}.bias'] = f'{role}.bias'
@@ -277,6 +282,22 @@ class Student:
             if isinstance(module, nn.Linear)
         ]
         return linears[-1] if linears else None
+
+    @property
+    def _linear_head(self) -> Optional[tuple[str, nn.Linear]]:
+        """Name and module of a head that is one linear map of the tokens."""
+        trained = [
+            (name, module)
+            for part in ('neck', 'head')
+            for name, module in self._part(part).items()
+            if list(module.parameters(recurse=False))
+        ]
+        lift, width = self.lift, self.backbone.layer_dims[-1]
+        if lift is not None:
+            trained, width = trained[1:], lift[1].out_features
+        if len(trained) != 1 or self._classifier != trained[0]:
+            return None
+        return trained[0] if trained[0][1].in_features == width else None
 
     def _part(self, name: str) -> dict[str, nn.Module]:
         """A part of the model beside the backbone, with all inside of it."""

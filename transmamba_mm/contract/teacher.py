@@ -1,25 +1,22 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""What transfer and distillation may know of a teacher.
+"""What distillation may know of a teacher, a live model.
 
-:func:`read_teacher` names a checkpoint's tensors by role. :class:`Teacher`
-is a live model: its sizes, and the places, called sites, that can be read
-while it runs.
+Its sizes, and the places, called sites, that can be read while it runs. Its
+tensors by role are those of :mod:`.weights`.
 """
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Optional
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
 from mmpretrain.models import ImageClassifier, TimmClassifier
 from torch import Tensor, nn
 
-from .families import Found, TeacherError, TeacherFamily, find_transformer
+from .families import TeacherError, find_transformer
 from .layer_map import stages_of
 from .records import Grid, TokenRecord
-from .roles import split_role
 from .sites import (
     LAYERS,
     LOGITS,
@@ -33,157 +30,6 @@ from .sites import (
     check_site,
 )
 from .teachers import Teachers, teachers_of
-
-
-@dataclass(frozen=True)
-class TeacherWeights:
-    """A teacher's tensors by role.
-
-    Attributes:
-        family (str): Name of the recognised family.
-        tensors (dict[str, Tensor]): Role to tensor.
-        names (dict[str, str]): Role to the teacher's parameter name.
-        num_extra_tokens (int): Leading entries of its position embedding
-            that belong to class and similar tokens.
-    """
-
-    family: str
-    tensors: dict[str, Tensor]
-    names: dict[str, str]
-    num_extra_tokens: int
-
-    @property
-    def layer_dims(self) -> tuple[int, ...]:
-        """tuple[int, ...]: Width of the residual stream at each layer."""
-        return tuple(
-            self.tensors[f'layers.{i}.mixer_norm.weight'].numel()
-            for i in range(self.num_layers)
-        )
-
-    @property
-    def embed_dims(self) -> int:
-        """int: Width of the residual stream, the widest where it varies."""
-        return max(self.layer_dims)
-
-    @property
-    def num_layers(self) -> int:
-        """int: Number of layers."""
-        layers = {split_role(role)[0] for role in self.tensors}
-        return len(layers - {None})
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """tuple[int, int]: (h, w) of the position embedding, square.
-
-        Raises:
-            TeacherError: If the patch positions form no square.
-        """
-        count = self.tensors['pos_embed'].shape[1] - self.num_extra_tokens
-        side = math.isqrt(count)
-        if not _is_square(count):
-            raise TeacherError(
-                f"the teacher's position embedding has {count} patch "
-                f'positions, which form no square grid to resize from'
-            )
-        return side, side
-
-
-def read_teacher(
-    state_dict: Mapping[str, Tensor], backbone: Optional[str] = None
-) -> TeacherWeights:
-    """Recognises a Transformer in a state dict and names its tensors.
-
-    Args:
-        state_dict (Mapping[str, Tensor]): Weights of a teacher, with or
-            without a prefix.
-        backbone (str, optional): Name of its module, for models that hold
-            several Transformers. Defaults to None, the only one.
-
-    Returns:
-        TeacherWeights: The tensors by role.
-
-    Raises:
-        TeacherError: If no known family fits.
-    """
-    found = find_transformer(state_dict, backbone, 'this checkpoint')
-    family = found.family
-    names = {
-        role: key
-        for role, key in _role_names(found, state_dict)
-        if key in state_dict
-    }
-    tensors = {role: state_dict[key] for role, key in names.items()}
-    for role, dims in (('pos_embed', 3), ('cls_token', 3)):
-        if role in tensors:
-            shape = tensors[role].shape
-            tensors[role] = tensors[role].view(
-                *(1,) * (dims - len(shape)), *shape
-            )
-    extra = _count_extra(family, found.prefix, state_dict)
-    scaled = _fold_layer_scale(tensors, names)
-    registers = f'{found.prefix}reg_token' in state_dict
-    positions = tensors.get('pos_embed')
-    early = scaled or registers
-    if early and positions is not None and _is_square(positions.shape[1]):
-        # DeiT III, and timm's models with registers, add positions before
-        # they add the other tokens.
-        extra = 0
-    return TeacherWeights(family.name, tensors, names, extra)
-
-
-def _role_names(
-    found: Found, names: Iterable[str]
-) -> Iterable[tuple[str, str]]:
-    """Role and full name of all parameters that a row tells of."""
-    family, prefix = found.family, found.prefix
-    for leaf in ('', '.weight', '.bias'):
-        for name, role in family.outer.items():
-            yield role + leaf, prefix + name + leaf
-        for i, layer in enumerate(found.layers):
-            for name, role in family.inner.items():
-                yield f'layers.{i}.{role}{leaf}', f'{layer}.{name}{leaf}'
-    for head in family.places(family.head, prefix):
-        if f'{head}.weight' in names:
-            yield 'head.weight', f'{head}.weight'
-            yield 'head.bias', f'{head}.bias'
-            return
-
-
-def _count_extra(
-    family: TeacherFamily, prefix: str, tensors: Mapping[str, Tensor]
-) -> int:
-    """Tokens of a Transformer that are no patches."""
-    return sum(
-        tensors[prefix + name].numel() // tensors[prefix + name].shape[-1]
-        for name in family.extra_tokens
-        if prefix + name in tensors
-    )
-
-
-def _is_square(count: int) -> bool:
-    return math.isqrt(count) ** 2 == count
-
-
-def _fold_layer_scale(
-    tensors: dict[str, Tensor], names: dict[str, str]
-) -> bool:
-    """Multiplies a LayerScale into the projection in front of it.
-
-    Students have none; the projection alone would be many times too large.
-
-    Returns:
-        bool: Whether there was any.
-    """
-    scales = [role for role in tensors if role.endswith('_scale')]
-    for role in scales:
-        gamma = tensors.pop(role)
-        names.pop(role)
-        stem = role[: -len('_scale')] + '_out'
-        weight, bias = f'{stem}.weight', f'{stem}.bias'
-        tensors[weight] = gamma.unsqueeze(1) * tensors[weight]
-        if bias in tensors:
-            tensors[bias] = gamma * tensors[bias]
-    return bool(scales)
 
 
 def _is_sequence_first(layer: nn.Module) -> bool:
@@ -210,6 +56,8 @@ class Teacher:
         num_layers (int): Number of layers.
         num_heads (tuple[int, ...]): Attention heads of each layer.
         num_extra_tokens (int): Class and similar tokens in front.
+        grid (tuple[int, int], optional): Patch grid (h, w) that its position
+            embedding is made for, if it tells.
         patch_size (int): Side of a patch, pixels.
         stride (int): Pixels between patches.
         last_stride (int): Pixels between tokens after the last layer, where
@@ -232,22 +80,24 @@ class Teacher:
         self._parameters = dict(model.named_parameters())
         self._modules = dict(model.named_modules())
         self._type = type(model).__name__
-        found = find_transformer(self._parameters, backbone, self._type)
-        self.family, self._prefix, self.layers = found
-        self._names = {
-            role: name
-            for role, name in _role_names(found, self._parameters)
-            if name in self._parameters
-        }
+        found = find_transformer(
+            {**self._parameters, **dict(model.named_buffers())},
+            backbone,
+            self._type,
+            self._modules,
+            to_copy=False,
+        )
+        self.family, self._prefix = found.family, found.prefix
+        self.layers = found.layers
+        self._names = found.roles(self._parameters)
         self.num_layers = len(self.layers)
         self.layer_dims = tuple(
             self.parameter(f'layers.{i}.mixer_norm.weight').numel()
             for i in range(self.num_layers)
         )
         self.embed_dims = self.layer_dims[-1]
-        self.num_extra_tokens = _count_extra(
-            self.family, self._prefix, self._parameters
-        )
+        self.grid = found.grid(self._modules)
+        self.num_extra_tokens = found.num_extra_tokens(self._parameters)
 
     # ---------------------------------------------------------- its parts
 
@@ -288,8 +138,9 @@ class Teacher:
         return self.parameter(scale).unsqueeze(1) * weight
 
     def attention_extras(self) -> list[str]:
-        """Parameters of its attention beside those that have a role."""
+        """What its attention has beside queries, keys and values."""
         known, extras = set(self._names.values()), set()
+        extras.update(self.family.attention_extras)
         for layer in range(self.num_layers):
             name = self._names[f'layers.{layer}.qkv.weight']
             # The module with the projection, `attn.qkv`, or its parameter.
@@ -432,17 +283,31 @@ class Teacher:
             tokens = tokens[0]  # nn.MultiheadAttention adds its weights
         if _is_sequence_first(self._modules[self.layers[layer]]):
             tokens = tokens.transpose(0, 1)
-        if site == QKV:
-            role = f'layers.{layer}.qkv'
-            bias = self._names.get(f'{role}.bias')
-            tokens = F.linear(
-                tokens,
-                self.parameter(f'{role}.weight'),
-                None if bias is None else self._parameters[bias],
-            )
+        if site == MIXERS:
+            tokens = tokens * self._scale_outside(layer)
+        elif site == QKV:
+            weight = self.parameter(f'layers.{layer}.qkv.weight')
+            tokens = F.linear(tokens, weight, self._qkv_bias(layer))
         extra = self.num_extra_tokens
         record = TokenRecord(layer, tokens[:, extra:], grid, tokens[:, :extra])
         return self.normalise(record) if site == TOKENS else record
+
+    def _scale_outside(self, layer: int) -> Union[Tensor, float]:
+        """The LayerScale that the layer itself applies to its mixer."""
+        name = self._names.get(f'layers.{layer}.mixer_scale', '')
+        inside = f'{self.layers[layer]}.{self.family.mixer}.'
+        if not name or name.startswith(inside):
+            return 1.0
+        return self._parameters[name]
+
+    def _qkv_bias(self, layer: int) -> Optional[Tensor]:
+        role = f'layers.{layer}'
+        if f'{role}.q_bias' in self._names:
+            query = self.parameter(f'{role}.q_bias')
+            value = self.parameter(f'{role}.v_bias')
+            return torch.cat([query, torch.zeros_like(query), value])
+        name = self._names.get(f'{role}.qkv.bias')
+        return None if name is None else self._parameters[name]
 
     @torch.no_grad()
     def normalise(self, record: TokenRecord) -> TokenRecord:

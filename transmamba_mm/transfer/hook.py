@@ -3,7 +3,7 @@
 
 import os.path as osp
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Optional, Union
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transmamba_mm.checkpoints import find_latest_checkpoint, read_state_dict
 from transmamba_mm.contract import (
     KeptChannels,
+    TeacherError,
     TeacherInput,
     TeacherWeights,
     read_teacher,
@@ -105,7 +106,8 @@ class SubcloneInitializer(Hook):
         teacher (dict, optional): Config of the teacher model, needed when
             the model has no ``teacher`` for what is measured with training
             data: ``'activation'``, ``'least_changed'`` without a reference,
-            and ``centre_keys``.
+            and ``centre_keys``. Needed as well where weights alone do not
+            tell the teacher's patch grid.
         num_batches (int): Training batches for ``importance='activation'``
             and ``centre_keys``. Defaults to 8.
         seed (int): Seed of every random choice made here. Defaults to 0.
@@ -228,7 +230,8 @@ class SubcloneInitializer(Hook):
             ssm_weights = read_state_dict(self.ssm_from)
         reference = None
         if self.reference_ckpt is not None:
-            reference = _read(read_state_dict(self.reference_ckpt), name)
+            state = read_state_dict(self.reference_ckpt)
+            reference = read_teacher(state, name)
         activations = changes = mean_inputs = None
         if data is not None and (teacher or self.teacher) is not None:
             measure = partial(self._measure, student, teacher, name, data)
@@ -243,7 +246,7 @@ class SubcloneInitializer(Hook):
             )
         plan = Subcloner(
             student,
-            _read(self._teacher_state(model, teacher), name),
+            self._teacher_weights(model, teacher, name),
             importance=self.importance,
             reference=reference,
             activations=activations,
@@ -265,17 +268,27 @@ class SubcloneInitializer(Hook):
         _check_one_initialiser(student, plan)
         return plan
 
-    def _teacher_state(
-        self, model: nn.Module, teacher: Optional[nn.Module]
-    ) -> dict:
-        if self.teacher_ckpt is not None:
-            return read_state_dict(self.teacher_ckpt)
-        if teacher is None:
-            raise TransferError(
-                f'{type(model).__name__} holds no teacher: give '
-                f'SubcloneInitializer a teacher_ckpt'
-            )
-        return teacher.state_dict()
+    def _teacher_weights(
+        self,
+        model: nn.Module,
+        teacher: Optional[nn.Module],
+        name: Optional[str],
+    ) -> TeacherWeights:
+        if self.teacher_ckpt is None:
+            if teacher is None:
+                raise TransferError(
+                    f'{type(model).__name__} holds no teacher: give '
+                    f'SubcloneInitializer a teacher_ckpt'
+                )
+            return read_teacher(teacher, name)
+        if teacher is None and self.teacher is not None:
+            with self._running(None, 'cpu') as built:
+                return read_teacher(built, name)
+        weights = read_teacher(read_state_dict(self.teacher_ckpt), name)
+        if teacher is not None:
+            with suppress(TeacherError):  # it may be of another kind
+                weights = weights.on_grid_of(read_teacher(teacher, name))
+        return weights
 
     # ---------------------------------------------------------- measuring
 
@@ -357,11 +370,6 @@ class SubcloneInitializer(Hook):
             name,
             options['optim_wrapper'],
         )
-
-
-def _read(state: dict, name: Optional[str]) -> TeacherWeights:
-    state = {key: value.cpu() for key, value in state.items()}
-    return read_teacher(state, name)
 
 
 def _check_one_initialiser(student: nn.Module, plan: TransferPlan) -> None:

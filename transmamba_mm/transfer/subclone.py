@@ -26,6 +26,7 @@ from transmamba_mm.contract.roles import (
     is_ssm,
     split_role,
 )
+from transmamba_mm.contract.weights import GIVE_MODEL
 
 from .importance import CRITERIA, Scores
 from .pairing import Pairing
@@ -183,9 +184,16 @@ class Subcloner:
             entry.note = reason
             return
         source = kind if layer is None else f'layers.{source_layer}.{kind}'
-        value = self.pairing.teacher.tensors.get(source)
+        teacher = self.pairing.teacher.tensors
+        value, weight = teacher.get(source), None
+        if value is None and source.endswith('.bias'):
+            weight = teacher.get(f'{source[: -len("bias")]}weight')
+        if weight is not None:
+            value = weight.new_zeros(len(weight))
         if value is None:
-            entry.note = 'the teacher has no counterpart'
+            entry.note = self.pairing.teacher.notes.get(
+                kind.split('.')[0], 'the teacher has no counterpart'
+            )
             return
         axes = AXES[kind]
         rule, notes, index = 'copy', [], []
@@ -227,10 +235,12 @@ class Subcloner:
                     f'{tuple(value.shape)}'
                 )
                 return
-        entry.rule, entry.note = rule, ', '.join(notes)
-        entry.source = self.pairing.teacher.names[source]
         entry.value = value
         entry.index = tuple(index) if rule == 'leading' else None
+        if weight is not None:
+            rule, notes = 'init', ['zero, as the teacher has none']
+        entry.rule, entry.note = rule, ', '.join(notes)
+        entry.source = self.pairing.teacher.names.get(source)
 
     def _fit_positions(self, value: Tensor, size: int) -> tuple[Tensor, str]:
         """Resizes the grid of a position embedding to the student's.
@@ -238,22 +248,27 @@ class Subcloner:
         The student's class tokens get the position of the teacher's, or
         zero where the teacher adds none to it.
         """
-        teacher_extra = self.pairing.teacher.num_extra_tokens
-        classes, patches = value[:, :teacher_extra], value[:, teacher_extra:]
-        extra = self.pairing.backbone.num_extra_tokens
-        grid = self.pairing.backbone.patch_embed.init_out_size
+        teacher, backbone = self.pairing.teacher, self.pairing.backbone
+        count, extra = teacher.num_extra_tokens, backbone.num_extra_tokens
+        classes, patches = value[:, :count], value[:, count:]
+        source, grid = teacher.grid, tuple(backbone.patch_embed.init_out_size)
         note = ''
-        if patches.shape[1] != size - extra:
-            source = self.pairing.teacher.grid
+        if source != grid:
+            if not teacher.from_model and patches.shape[1] == size - extra:
+                raise TransferError(
+                    f'the {size - extra} positions of the teacher may be '
+                    f'{source[0]}x{source[1]}, or {grid[0]}x{grid[1]} as '
+                    f"the student's. {GIVE_MODEL}"
+                )
             patches = resize_pos_embed(patches, source, grid, 'bicubic', 0)
             note = '{}x{} to {}x{}'.format(*source, *grid)
         if extra:
-            if not teacher_extra:
+            if not count or 'cls_token' not in teacher.tensors:
                 classes = patches.new_zeros(1, 1, patches.shape[2])
             patches = join_class_tokens(
                 classes[:, :1].expand(-1, extra, -1),
                 patches,
-                self.pairing.backbone.class_token_slots(*grid),
+                backbone.class_token_slots(*grid),
             )
         return patches, note
 

@@ -27,8 +27,8 @@ CLIP_VISION = register(
             'mlp.c_fc': 'ffn_in',
             'mlp.c_proj': 'ffn_out',
         },
-        # Its text tower has layers of the same names.
-        requires=('conv1.weight',),
+        # The projection to what it shares with the text tower.
+        ignores=(r'ln_pre\..+', 'proj'),
         extra_tokens=('class_embedding',),
         logits=('',),
         mixer_norm='ln_1',

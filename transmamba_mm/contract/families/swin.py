@@ -14,6 +14,7 @@ SWIN = register(
         signature='attn.w_msa.qkv.weight',
         outer={
             'patch_embed.projection': 'patch_embed',
+            'patch_embed.norm': 'patch_norm',
             'absolute_pos_embed': 'pos_embed',
             'norm3': 'final_norm',
         },
@@ -25,7 +26,18 @@ SWIN = register(
             'ffn.layers.0.0': 'ffn_in',
             'ffn.layers.1': 'ffn_out',
         },
-        head=('^head.fc', '^head.layers.head'),
+        # Merging of patches, norms of other outputs, biases of positions.
+        ignores=(
+            r'stages\.\d+\.downsample\..+',
+            r'norm[0-2]\..+',
+            r'attn\.w_msa\.relative_position_bias_table',
+        ),
+        layer_classes=(
+            'mmpretrain.models.backbones.swin_transformer.SwinBlock',
+        ),
+        grid='patch_embed.init_out_size',
+        head=('^head',),
+        before_head=('^neck',),
         logits=('^head',),
         num_heads='attn.w_msa.num_heads',
     )

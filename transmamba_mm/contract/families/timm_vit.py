@@ -16,6 +16,7 @@ TIMM_VIT = register(
             'pos_embed': 'pos_embed',
             'cls_token': 'cls_token',
             'norm': 'final_norm',
+            'fc_norm': 'pooled_norm',
         },
         inner={
             'norm1': 'mixer_norm',
@@ -27,12 +28,21 @@ TIMM_VIT = register(
             'mlp.fc2': 'ffn_out',
             'ls2.gamma': 'ffn_scale',
         },
+        # Norms before the layers, and of queries and keys, the head of the
+        # distillation token; the rest is of masked image modelling.
+        ignores=(
+            r'norm_pre\..+',
+            r'attn\.[qk]_norm\..+',
+            r'head_dist\..+',
+            'mask_token|decoder_.+',
+        ),
+        layer_classes=('timm.models.vision_transformer.Block',),
         extra_tokens=('cls_token', 'dist_token', 'reg_token'),
-        head=('head', '^head.fc'),
+        grid='patch_embed.grid_size',
+        head=('^head', 'head'),
+        before_head=('^neck', 'attn_pool', 'pre_logits'),
         logits=('^head', ''),
         # LayerScale, or an identity in its place.
         mixer='ls1',
-        # BEiT, EVA and DINOv3, whose layers have other parts.
-        forbids=('gamma_1', 'attn.relative_position_bias_table'),
     )
 )

@@ -167,6 +167,7 @@ class VMamba(MambaBackbone):
     # Blocks are counted over all stages here; see `_name_for_roles`.
     PARAM_ROLES = (
         (r'patch_embed\.proj\.(weight|bias)', r'patch_embed.\1'),
+        (r'patch_embed\.norm\.(weight|bias)', r'patch_norm.\1'),
         (r'pos_embed', r'pos_embed'),
         (r'blocks\.(\d+)\.norm\.(weight|bias)', r'layers.\1.mixer_norm.\2'),
         (
@@ -299,6 +300,7 @@ class VMamba(MambaBackbone):
         """Counts blocks over all stages, and names a ViT-like stem so."""
         if self.arch['patch_embed'] == 'v1':
             name = name.replace('patch_embed.0.', 'patch_embed.proj.')
+            name = name.replace('patch_embed.2.', 'patch_embed.norm.')
         match = re.match(r'layers\.(\d+)\.blocks\.(\d+)\.', name)
         if match is None:
             return name
