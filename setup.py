@@ -21,7 +21,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
-EXTRAS = ('video', 'vqa', 'triton', 'mamba', 'docs', 'tests')
+EXTRAS = ('video', 'vqa', 'triton', 'mamba', 'energy', 'docs', 'tests')
 
 
 def read_requirements(name):

@@ -4,6 +4,7 @@
 import pytest
 
 from transmamba_mm.arena import Contestant, Grid, Search, read_grid
+from transmamba_mm.arena.grid import expand, stem
 
 
 def keys(cells):
@@ -118,3 +119,48 @@ search = dict(key='lr', values=[0.1, 0.2], seeds=[9], options=dict(val='x'))
     )
     assert read_grid(str(path)) == grid
     assert list(read_grid(str(path), 2).seeds) == [3, 4]
+
+
+def test_contestants_are_multiplied_by_axes():
+    axes = {
+        'share': {'25': {'fraction': 0.25}, '50': {'fraction': 0.5}},
+        'size': {'s': {}, 'l': {'width': 9}},
+    }
+    teacher, *students = expand(
+        [
+            dict(name='teacher', config='t_{size}.py', axes=['size']),
+            dict(
+                name='a',
+                config='a_{size}.py',
+                needs={'ckpt': 'teacher'},
+                options={'fraction': 7, 'lr': 1},
+            ),
+        ],
+        axes,
+    )[1:]
+    assert (teacher.name, teacher.variant) == ('teacher-l', 'l')
+    assert (teacher.config, teacher.options) == ('t_l.py', {'width': 9})
+    assert [each.name for each in students] == [
+        *('a-25-s', 'a-25-l', 'a-50-s', 'a-50-l')
+    ]
+    last = students[-1]
+    assert last.config == 'a_l.py' and last.needs == {'ckpt': 'teacher-l'}
+    assert last.options == {'fraction': 7, 'width': 9, 'lr': 1}
+    assert (last.variant, stem(last)) == ('50-l', 'a')
+    with pytest.raises(ValueError, match="'a' has unknown axes"):
+        expand([dict(name='a', config='', axes=['sice'])], axes)
+    no_such = dict(name='a', config='', needs={'ckpt': 'teacher'})
+    with pytest.raises(ValueError, match='not before it'):
+        Grid('', expand([no_such], axes), [0])
+
+
+@pytest.mark.parametrize(
+    ('settings', 'said'),
+    [
+        (dict(references=['b']), "reference 'b'"),
+        (dict(paper={'b': ('Table 5', 'logits')}), "'b'.*paper do not"),
+    ],
+)
+def test_what_the_report_names_takes_part(settings, said):
+    with pytest.raises(ValueError, match=said):
+        Grid('', [Contestant('a', '')], [0], **settings)

@@ -2,6 +2,7 @@
 """Cells that finish, fail, are interrupted, and change."""
 
 import fcntl
+import math
 import os
 import shutil
 import signal
@@ -14,13 +15,21 @@ import torch
 from filelock import FileLock
 from helpers import start_tool
 
-from transmamba_mm.arena import Contestant, Grid, Search, run_grid
+from transmamba_mm.arena import (
+    Contestant,
+    Grid,
+    Search,
+    run,
+    run_grid,
+    write_report,
+)
 from transmamba_mm.arena.plan import digests_of, plan_jobs
 from transmamba_mm.arena.results import (
     read_choices,
     read_result,
     read_results,
 )
+from transmamba_mm.engine import NonFiniteError
 from transmamba_mm.utils.cli import UsageError
 
 CONFIG = """
@@ -410,3 +419,40 @@ def test_a_failed_search_leaves_its_contestant_out(tmp_path, config, capsys):
     assert len(failed) == 6 + 2
     assert 'a_seed0 is left out' in capsys.readouterr().err
     assert read_choices(grid, tmp_path) == {}
+
+
+def diverges_at_high_rates(cfg, report, metric):
+    if cfg.model.lr == 0.4:
+        raise NonFiniteError('loss is nan')
+    return peaked(cfg, report, metric)
+
+
+def test_a_value_that_diverges_is_not_chosen(tmp_path, config):
+    grid = searching(config)
+    grid.contestants[0].options['model.lr'] = 0.1
+    assert run_grid(grid, tmp_path, train=diverges_at_high_rates) == []
+    choice = read_choices(grid, tmp_path)['a']
+    assert choice.value == 0.2 and math.isnan(choice.scores[-1][1])
+    board = write_report(grid, tmp_path)
+    assert board['contestants']['a']['chosen']['scores'][-1] == (0.4, None)
+
+
+# -------------------------------------------------------------------- GPUs
+
+
+def test_gpus_are_handed_out_in_turn(tmp_path, config, monkeypatch):
+    """Each process is started where it sees one of them."""
+    start, seen = run._start, []
+
+    def note(context, job, train, gpu):
+        with run._sees(gpu):
+            seen.append(os.environ['CUDA_VISIBLE_DEVICES'])
+        return start(context, job, train, gpu)
+
+    monkeypatch.setattr(run, '_gpus', lambda: ['3', '5'])
+    monkeypatch.setattr(run, '_start', note)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,5')
+    grid = Grid('', [Contestant('a', config, {'model.pause': 1})], range(2))
+    assert run_grid(grid, tmp_path, train=pretend) == []
+    assert seen == ['3', '5']
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == '3,5'

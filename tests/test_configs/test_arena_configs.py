@@ -5,10 +5,14 @@ import pytest
 from config_cases import build
 from helpers import CONFIGS, ROOT
 
-from transmamba_mm.arena import read_grid
+from transmamba_mm.arena import beside_paper, read_grid
+from transmamba_mm.arena.grid import stem
+from transmamba_mm.arena.leaderboard import make_leaderboard
 from transmamba_mm.arena.plan import plan_jobs
 
 GRIDS = sorted(path.stem for path in (CONFIGS / 'arena').glob('*.py'))
+#: Those of the paper's size.
+FULL = sorted(path.stem for path in (CONFIGS / 'arena/paper').glob('*.py'))
 
 
 @pytest.fixture(params=GRIDS)
@@ -27,10 +31,12 @@ def test_all_contestants_see_the_same_images(jobs):
             str(job.base.train_dataloader.to_dict()),
             job.base.train_cfg.max_epochs,
             job.cell.seed,
+            job.cell.contestant.variant,
         )
         for job in jobs
     }
-    assert len(budgets) == len({job.cell.seed for job in jobs})
+    groups = {(j.cell.seed, j.cell.contestant.variant) for j in jobs}
+    assert len(budgets) == len(groups)
 
 
 def test_seeds_draw_other_labels(jobs):
@@ -52,3 +58,18 @@ def test_every_contestant_can_be_built(jobs):
     ]
     assert len(losses) > 2
     assert all(losses)
+
+
+@pytest.mark.parametrize('name', FULL)
+def test_grids_of_the_papers_size_can_be_built(name, monkeypatch, tmp_path):
+    """Without data, weights or a step; and they name what is printed."""
+    monkeypatch.chdir(ROOT)
+    grid = read_grid(f'configs/arena/paper/{name}.py', seeds=1)
+    jobs = {
+        stem(job.cell.contestant): job for job in plan_jobs(grid, tmp_path)
+    }
+    for job in jobs.values():
+        build(job.base)
+        assert job.base.auto_scale_lr.enable
+    beside = beside_paper(grid, make_leaderboard(grid, []))
+    assert beside.count('not run') == len(grid.paper) > 5

@@ -245,7 +245,7 @@ def expand(
                 config=each['config'].format(**chosen),
                 options={**options, **each.get('options', {})},
                 needs=needs,
-                variant='-'.join(labels),
+                variant='-'.join(labels) or each.get('variant', ''),
             )
             expanded.append(Contestant(**given))
     return expanded

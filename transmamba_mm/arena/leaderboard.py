@@ -6,6 +6,7 @@ depends on configs and seeds alone, on one kind of processor.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isnan
 from statistics import mean
 from typing import Any, Optional
 
@@ -57,7 +58,7 @@ def make_leaderboard(
             seeds={str(run.seed): run.final for run in found},
             is_teacher=name in teachers,
             variant=contestant.variant,
-            chosen=choice and dict(choice._asdict(), at_edge=choice.at_edge),
+            chosen=choice and _chosen(choice),
             images=_average(_last(found, 'images')),
             teacher_images=_average(_last(found, 'teacher_images')),
             curve=_curve(found),
@@ -91,6 +92,12 @@ def make_leaderboard(
         differences=differences,
         measured=measured,
     )
+
+
+def _chosen(choice: Choice) -> dict[str, Any]:
+    """What a search found; None in place of NaN, which JSON lacks."""
+    scores = [(v, None if isnan(x) else x) for v, x in choice.scores]
+    return dict(value=choice.value, scores=scores, at_edge=choice.at_edge)
 
 
 def _references(grid: Grid, contestant: Contestant) -> dict[str, str]:

@@ -6,10 +6,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict
+from math import nan
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, Optional
@@ -22,6 +23,7 @@ from mmengine.device import get_device
 from mmengine.utils import import_modules_from_strings
 
 from transmamba_mm.checkpoints import CheckpointError
+from transmamba_mm.engine import NonFiniteError
 
 from .grid import GRID_FILE, Grid
 from .plan import Job, plan_jobs
@@ -48,13 +50,45 @@ def _work(job: Job, cfg: Config, train: Callable, channel: Any) -> None:
     # Reading the file has imported them, but in another process.
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
     metric = job.grid.metric
-    measured = train(cfg, lambda *epochs: channel.send(epochs), metric)
+    try:
+        measured = train(cfg, lambda *epochs: channel.send(epochs), metric)
+    except NonFiniteError:
+        if job.cell.value is None:
+            raise
+        # Then this value is not the one to choose.
+        measured = dict(accuracy=[(0, nan)], similarity={})
     name, seed = job.cell.contestant.name, job.cell.seed
     result = Result(name, seed, job.digest, value=job.value, **measured)
     write_json(job.folder / RESULT_FILE, vars(result))
 
 
-def _start(context: Any, job: Job, train: Callable) -> tuple[Any, Any]:
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that there are to share."""
+    count = torch.cuda.device_count()
+    given = os.environ.get('CUDA_VISIBLE_DEVICES')
+    names = map(str, range(count)) if given is None else given.split(',')
+    return list(names)[:count]
+
+
+@contextmanager
+def _sees(gpu: Optional[str]) -> Iterator[None]:
+    """Lets processes that start now see one GPU; None: what this one sees.
+
+    It must be known before: importing MMEngine already looks for GPUs.
+    """
+    key, before = 'CUDA_VISIBLE_DEVICES', dict(os.environ)
+    try:
+        if gpu is not None:
+            os.environ[key] = gpu
+        yield
+    finally:
+        os.environ.pop(key, None)
+        os.environ.update(before)
+
+
+def _start(
+    context: Any, job: Job, train: Callable, gpu: Optional[str]
+) -> tuple[Any, Any]:
     """Starts the process of a job; returns it and what it sends."""
     cfg = deepcopy(job.cfg)
     cfg.merge_from_dict({k: n.checkpoint() for k, n in job.needs.items()})
@@ -65,7 +99,8 @@ def _start(context: Any, job: Job, train: Callable) -> tuple[Any, Any]:
     job.console.write_text('')
     reports, channel = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, cfg, train, channel))
-    process.start()
+    with _sees(gpu):
+        process.start()
     channel.close()
     return process, reports
 
@@ -158,8 +193,8 @@ def run_jobs(
             :func:`~transmamba_mm.arena.plan.plan_jobs`.
         out_dir (Path): Parent of the cells' folders.
         workers (int, optional): Cells at a time, each in a process of its
-            own with one thread. Defaults to None, one per available core,
-            at most four.
+            own with one thread. Defaults to None, one per GPU or, without,
+            per available core, at most four. GPUs are handed out in turn.
         train (Callable): What such a process calls. Defaults to
             :func:`train_config`.
 
@@ -172,7 +207,7 @@ def run_jobs(
     """
     if workers is not None and workers < 1:
         raise ValueError(f'no cell can run with {workers} workers')
-    workers = workers or min(4, cpu_count())
+    workers = workers or len(_gpus()) or min(4, cpu_count())
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     write_json(Path(out_dir) / GRID_FILE, asdict(jobs[0].grid))
     try:
@@ -202,8 +237,9 @@ def _run_all(jobs: Sequence[Job], workers: int, train: Callable) -> list[str]:
     waiting = _unfinished(jobs)
     progress, context = _Progress(waiting), _process_context()
     owed = {need for job in waiting for need in job.needs.values()}
-    running: dict[Job, tuple[Any, Any]] = {}
+    running: dict[Job, tuple[Any, Any, Optional[str]]] = {}
     failed: list[Job] = []
+    gpus = _gpus() or [None]
 
     def fail(job: Job, reason: str) -> None:
         failed.append(job)
@@ -223,11 +259,14 @@ def _run_all(jobs: Sequence[Job], workers: int, train: Callable) -> list[str]:
                         if _is_over(job, owed):
                             progress.leave_out(job)
                         else:
-                            running[job] = _start(context, job, train)
+                            used = [gpu for *_, gpu in running.values()]
+                            gpu = min(gpus, key=used.count)
+                            started = _start(context, job, train, gpu)
+                            running[job] = (*started, gpu)
                     except CheckpointError as error:
                         fail(job, f'cannot go on: {error}')
-            wait_for([p.sentinel for p, _ in running.values()], timeout=0.5)
-            for job, (process, reports) in list(running.items()):
+            wait_for([p.sentinel for p, *_ in running.values()], timeout=0.5)
+            for job, (process, reports, _) in list(running.items()):
                 code = process.exitcode
                 with suppress(EOFError):
                     while reports.poll():
@@ -240,7 +279,7 @@ def _run_all(jobs: Sequence[Job], workers: int, train: Callable) -> list[str]:
                     reason = f'failed with exit code {code}: {said}'
                     fail(job, f'{reason}; see {job.console}')
     finally:
-        for process, _ in running.values():
+        for process, *_ in running.values():
             process.terminate()
             process.join()
     return [job.cell.key for job in failed]

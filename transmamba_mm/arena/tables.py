@@ -136,7 +136,11 @@ def _choices(board: Mapping[str, Any]) -> list[str]:
     for name, row in board['contestants'].items():
         if row['chosen']:
             tried = row['chosen']['scores']
-            scores = ', '.join(f'{v:g}: {score:.1f}' for v, score in tried)
+            scores = ', '.join(
+                f'{value:g}: '
+                + ('diverged' if score is None else f'{score:.1f}')
+                for value, score in tried
+            )
             line = f'{name} chose {row["chosen"]["value"]:g} ({scores})'
             if row['chosen']['at_edge']:
                 line += ', AT THE EDGE of what was tried: try more'

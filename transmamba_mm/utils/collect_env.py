@@ -39,6 +39,7 @@ _OPTIONAL = {
     'mamba-ssm': 'mamba',
     'av': 'video',
     'transformers': 'vqa',
+    'codecarbon': 'energy',
     'pycocotools': '',
     'timm': '',
     'open_clip_torch': '',
