@@ -9,7 +9,7 @@ from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
 
 import transmamba_mm  # noqa: F401  (makes mmrazor importable)
-from transmamba_mm.utils import cli
+from transmamba_mm.utils import cli, mistakes
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -113,7 +113,8 @@ def main() -> None:
     if args.out is not None and args.out_item != 'metrics':
         dump = DumpResults(out_file_path=args.out)
         runner.test_evaluator.metrics.append(dump)
-    metrics = runner.test()
+    with mistakes.explained(cfg):
+        metrics = runner.test()
     if args.out is not None and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)
 

@@ -5,7 +5,7 @@ import argparse
 
 import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
 from transmamba_mm.checkpoints import find_latest_checkpoint
-from transmamba_mm.utils import cli
+from transmamba_mm.utils import cli, mistakes
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -74,9 +74,10 @@ def main() -> None:
     cfg = cli.load_config(args)
     cli.set_launcher(cfg, args)
     merge_args(cfg, args)
-    runner = cli.build_runner(cfg)
-    cli.check_loading(runner, strict=False)
-    runner.train()
+    with cli.locked(cfg):
+        runner = cli.build_runner(cfg)
+        cli.check_loading(runner, strict=False)
+        mistakes.train(runner)
 
 
 if __name__ == '__main__':

@@ -20,6 +20,8 @@ default_hooks = dict(
     bare_file=dict(type='transmamba.BareFileHook'),
     # Keeps the time of a distillation that changes; idle otherwise.
     distill_schedule=dict(type='transmamba.DistillScheduleHook'),
+    # Classes, labels and options, before the first iteration.
+    precheck=dict(type='transmamba.PreCheckHook'),
     # Checks losses that set in later before the first step, then logs
     # similarities and weights; idle without a distiller.
     distill_monitor=dict(type='transmamba.DistillMonitor', interval=100),

@@ -3,12 +3,20 @@
 
 import pytest
 import torch
-from helpers import TinyPictures, tiny_runner, tiny_teacher
+from helpers import (
+    TinyPictures,
+    save_teacher,
+    tiny_distiller,
+    tiny_runner,
+    tiny_student,
+    tiny_teacher,
+)
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from torch.utils.data import DataLoader
 
+from transmamba_mm.distill import TransMambaDistill
 from transmamba_mm.engine import FiniteHook, NonFiniteError, finite
 from transmamba_mm.registry import MODELS
 
@@ -38,12 +46,12 @@ class OnePixel(TinyPictures):
         return sample
 
 
-def run(tmp_path, *hooks, num=8, epochs=5, loader=None, **kwargs):
+def run(tmp_path, *hooks, num=8, epochs=5, loader=None, model=None, **kwargs):
     if loader is not None:
         kwargs['train_dataloader'] = loader
     runner = tiny_runner(
         tmp_path,
-        MODELS.build(tiny_teacher()),
+        model or MODELS.build(tiny_teacher()),
         max_epochs=epochs,
         num=num,
         custom_hooks=list(hooks),
@@ -162,3 +170,39 @@ def test_names_of_what_is_not_finite():
         b=dict(c=torch.tensor(torch.inf), d=torch.tensor(3), e='x'),
     )
     assert list(finite.non_finite(content)) == ['a.1', 'b.c']
+
+
+@pytest.mark.parametrize(
+    ('state', 'preprocessor', 'message'),
+    [
+        (
+            {'backbone.layers.1.ln1.weight': float('nan')},
+            dict(mean=[0.0], std=[1.0]),
+            r'^loss, distill.loss_tm is not finite at iteration 1 .*'
+            r'backbone.layers.1.ln1.weight of the teacher is not finite',
+        ),
+        (
+            {},
+            dict(mean=[0.0] * 3, std=[1.0, 0.0, 1.0]),
+            r'^loss, student.loss, .* iteration 1 .*data_preprocessor.std$',
+        ),
+    ],
+    ids=['teacher', 'std'],
+)
+def test_what_is_wrong_from_the_start(tmp_path, state, preprocessor, message):
+    path = save_teacher(tmp_path / 'teacher.pth')
+    weights = torch.load(path)
+    for key, value in state.items():
+        weights[key][0] = value
+    torch.save(weights, path)
+    model = TransMambaDistill(
+        tiny_student(),
+        tiny_teacher(),
+        tiny_distiller(),
+        teacher_ckpt=path,
+        data_preprocessor=preprocessor,
+    )
+    # However seldom it looks.
+    with pytest.raises(NonFiniteError, match=message):
+        run(tmp_path / 'run', FiniteHook(100), model=model)
+    assert not list(tmp_path.glob('run/*.pth'))

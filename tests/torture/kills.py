@@ -140,7 +140,8 @@ def in_child(folder, at=None):
     if not pid:
         status = 1
         try:
-            sys.stdout = sys.stderr = open(os.devnull, 'w')
+            silence = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silence, 1), os.dup2(silence, 2)
             killer = Killer(folder, at)
             train(folder)
             os.write(write, json.dumps(killer.seen).encode())

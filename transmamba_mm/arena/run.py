@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from filelock import FileLock, Timeout
 from joblib import cpu_count
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -24,6 +23,7 @@ from mmengine.utils import import_modules_from_strings
 
 from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.engine import NonFiniteError
+from transmamba_mm.engine.lock import locked
 
 from .grid import GRID_FILE, Grid
 from .plan import Job, plan_jobs
@@ -208,13 +208,9 @@ def run_jobs(
     if workers is not None and workers < 1:
         raise ValueError(f'no cell can run with {workers} workers')
     workers = workers or len(_gpus()) or min(4, cpu_count())
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
-    write_json(Path(out_dir) / GRID_FILE, asdict(jobs[0].grid))
-    try:
-        with FileLock(Path(out_dir) / '.lock', timeout=0):
-            return _run_all(jobs, workers, train)
-    except Timeout as error:
-        raise ValueError(f'another run is at work in {out_dir}') from error
+    with locked(out_dir):
+        write_json(Path(out_dir) / GRID_FILE, asdict(jobs[0].grid))
+        return _run_all(jobs, workers, train)
 
 
 def _is_over(job: Job, owed: set[Job]) -> bool:

@@ -106,6 +106,13 @@ class LayerwiseOutputsRecorder(ModulesRecorder):
 
     def prepare_from_model(self, model: Optional[nn.Module] = None) -> None:
         """Finds the modules."""
+        try:
+            re.compile(self.source)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f'recorder source {self.source!r} is no regular expression: '
+                f'{error}'
+            ) from error
         self._modules = {
             name: module
             for name, module in model.named_modules()

@@ -5,6 +5,7 @@ from .checkpoint import SafeCheckpointHook
 from .finite import FiniteHook, NonFiniteError
 from .hooks import BareFileHook, EpochSeedHook, seed_worker
 from .optim_groups import MergedGroupsOptimWrapperConstructor
+from .precheck import PreCheckError, PreCheckHook
 from .teacher_cache import TeacherCacheHook
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     'FiniteHook',
     'MergedGroupsOptimWrapperConstructor',
     'NonFiniteError',
+    'PreCheckError',
+    'PreCheckHook',
     'SafeCheckpointHook',
     'TeacherCacheHook',
     'seed_worker',

@@ -11,6 +11,8 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
+from transmamba_mm.contract.pair import sides_of
+from transmamba_mm.distill.hooks import unwrapped
 from transmamba_mm.registry import HOOKS
 
 # More than it takes to bring the largest scale of gradients down to one.
@@ -49,9 +51,9 @@ def non_finite(content: Any, name: str = '') -> Iterator[str]:
 class FiniteHook(Hook):
     """Stops a run at a loss that is NaN or infinite.
 
-    Iterations that a scaler of gradients skips, as in float16, are no reason
-    to stop, unless the weights suffer or it skips one after the other. What
-    a checkpoint holds is looked at by
+    The first step is always looked at. Iterations that a scaler of gradients
+    skips, as in float16, are no reason to stop, unless the weights suffer or
+    it skips one after the other. What a checkpoint holds is looked at by
     :class:`~transmamba_mm.engine.SafeCheckpointHook`.
 
     Args:
@@ -72,6 +74,7 @@ class FiniteHook(Hook):
         self.interval = interval
         self._unseen: list[tuple[int, list[str], Tensor]] = []
         self._skipped = 0
+        self._started = False
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
@@ -85,7 +88,10 @@ class FiniteHook(Hook):
         if losses:
             values = torch.stack(list(losses.values()))
             self._unseen.append((runner.iter + 1, list(losses), values))
-        if self.every_n_train_iters(runner, self.interval):
+        if not self._started or self.every_n_train_iters(
+            runner, self.interval
+        ):
+            self._started = True
             self._look(runner, data_batch)
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -110,7 +116,7 @@ class FiniteHook(Hook):
             what = f'{", ".join(bad)} is not finite at iteration {iteration}'
             if not scaled or self._skipped > _MOST_SKIPPED:
                 last = iteration == unseen[-1][0]
-                cause = _cause(data_batch if last else None)
+                cause = _cause(runner, data_batch if last else None)
                 raise NonFiniteError(
                     f'{what} (epoch {runner.epoch + 1}): training stops. '
                     f'{cause}'
@@ -124,7 +130,7 @@ class FiniteHook(Hook):
             raise NonFiniteError(
                 f'parameter {name} is not finite after iteration '
                 f'{iteration} (epoch {runner.epoch + 1}): training stops. '
-                f'{_cause()}'
+                f'{_cause(runner)}'
             )
 
 
@@ -137,14 +143,21 @@ def _scales_gradients(runner: Runner) -> bool:
     )
 
 
-def _cause(data_batch: Any = None) -> str:
-    """Why a loss may not be finite; for sure, if it is the images."""
-    batch = data_batch if isinstance(data_batch, dict) else {}
+def _cause(runner: Runner, data_batch: Any = None) -> str:
+    """Why a loss may not be finite; for sure, if it is no weight."""
+    model, batch = unwrapped(runner.model), data_batch or {}
     samples = batch.get('data_samples', ())
     for index, image in enumerate(batch.get('inputs', ())):
         if list(non_finite(image)):
             path = samples[index].get('img_path', '') if samples else ''
             return f"Image {index} of its batch is not finite: '{path}'"
+    _, teacher = sides_of(model)
+    for name in non_finite(teacher.state_dict() if teacher else {}):
+        return f'{name} of the teacher is not finite: use another teacher_ckpt'
+    if batch:
+        data = model.data_preprocessor(batch, False)
+        if list(non_finite(data['inputs'])):
+            return 'Its images are not finite: see data_preprocessor.std'
     return (
         'Its images are finite, or not known any more: lower the learning '
         'rate, clip the gradients (optim_wrapper.clip_grad) or use more '

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
 import os.path as osp
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
@@ -23,6 +26,9 @@ from mmengine.runner import Runner
 
 from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.compat import UntrustedFileError, prepare_cpu_launch
+from transmamba_mm.engine import lock
+
+from .mistakes import UsageError, explained
 
 __all__ = [
     'RUNNER_KEYS',
@@ -35,6 +41,7 @@ __all__ = [
     'check_local_file',
     'enable_amp',
     'load_config',
+    'locked',
     'run_main',
     'set_dataloader_defaults',
     'set_launcher',
@@ -81,6 +88,12 @@ RUNNER_KEYS = frozenset(
         'work_dir',
     }
 )
+# What launchers call a process's number.
+_RANKS = {
+    'pytorch': 'RANK',
+    'slurm': 'SLURM_PROCID',
+    'mpi': 'OMPI_COMM_WORLD_RANK',
+}
 # Names that configs commonly give to their own variables.
 _COMMON_VARIABLES = frozenset(
     {
@@ -97,10 +110,6 @@ _COMMON_VARIABLES = frozenset(
         'val_pipeline',
     }
 )
-
-
-class UsageError(Exception):
-    """A mistake of the user, to be shown without a traceback."""
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -178,15 +187,36 @@ def load_config(args: argparse.Namespace) -> Config:
         Config: The config.
 
     Raises:
-        UsageError: If the file does not exist or a top-level key looks like
-            a misspelt one.
+        UsageError: If the file does not exist or cannot be read, a top-level
+            key looks like a misspelt one, or a value is NaN.
     """
     check_local_file(args.config, 'config file')
-    cfg = Config.fromfile(args.config)
+    with explained(Config(), f"config '{args.config}'"):
+        cfg = Config.fromfile(args.config)
     if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+        with explained(cfg, '--cfg-options'):
+            cfg.merge_from_dict(args.cfg_options)
     check_config_keys(cfg)
+    _check_config_values(cfg.to_dict())
     return cfg
+
+
+def _check_config_values(value: Any, path: str = '') -> None:
+    """Refuses numbers that no setting can mean."""
+    if isinstance(value, float) and math.isnan(value):
+        raise UsageError(f'{path} is NaN: no setting has a use for it')
+    if path.endswith('.loss_weight') and (
+        isinstance(value, bool)
+        or (isinstance(value, (int, float)) and value < 0)
+    ):
+        raise UsageError(f'{path} must be a number from 0 on, got {value}')
+    items: Iterable = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    for key, item in items:
+        _check_config_values(item, f'{path}.{key}' if path else str(key))
 
 
 def set_launcher(cfg: Config, args: argparse.Namespace) -> None:
@@ -324,12 +354,23 @@ def check_loading(runner: Runner, strict: bool) -> None:
         runner (Runner): The runner, modified in place.
         strict (bool): Whether all of the model has to be in the file, and
             all of the file in the model. MMEngine only prints what is not.
+            Something has to be at any rate.
     """
     load, resume = runner.load_checkpoint, runner.resume
 
+    def versions() -> list[int]:
+        # Counts what has been written to a tensor in place.
+        return [tensor._version for tensor in runner.model.parameters()]
+
     def checked(filename: str, *args, **kwargs) -> dict:
+        before = versions()
         try:
-            return load(filename, *args, **{'strict': strict, **kwargs})
+            content = load(filename, *args, **{'strict': strict, **kwargs})
+            if before and versions() == before:
+                raise ValueError(
+                    f"checkpoint '{filename}' holds nothing of this model"
+                )
+            return content
         except CheckpointError:
             raise
         except ValueError as error:  # of a model that says what does not fit
@@ -382,12 +423,33 @@ def build_runner(cfg: Config) -> Runner:
         Runner: The default one, or the one named by ``cfg.runner_type``.
 
     Raises:
-        UsageError: If the launcher did not do its part.
+        UsageError: If the launcher did not do its part, or something of the
+            config cannot be built.
     """
     try:
         prepare_cpu_launch(cfg)
     except RuntimeError as error:
         raise UsageError(str(error)) from error
-    if 'runner_type' in cfg:
-        return RUNNERS.build(cfg)
-    return Runner.from_cfg(cfg)
+    with explained(cfg):
+        if 'runner_type' in cfg:
+            return RUNNERS.build(cfg)
+        return Runner.from_cfg(cfg)
+
+
+@contextmanager
+def locked(cfg: Config) -> Iterator[None]:
+    """Keeps the work directory for the processes of one run.
+
+    Args:
+        cfg (Config): The config, with ``work_dir`` and ``launcher``.
+
+    Raises:
+        UsageError: If another run is at work there, naming it.
+    """
+    rank = os.environ.get(_RANKS.get(cfg.get('launcher'), ''), '0')
+    try:
+        # The first process has it for all.
+        with lock.locked(cfg.work_dir) if rank == '0' else nullcontext():
+            yield
+    except lock.InUseError as error:
+        raise UsageError(str(error)) from error

@@ -1,0 +1,163 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Errors of whatever origin become one line that names the setting."""
+
+import copy
+import uuid
+
+import pytest
+from helpers import (
+    TinyPictures,
+    save_teacher,
+    tiny_distiller,
+    tiny_student,
+    tiny_teacher,
+)
+from mmengine.config import Config
+from mmengine.hooks import Hook
+
+from transmamba_mm.registry import DATASETS, HOOKS
+from transmamba_mm.utils import cli, mistakes
+
+
+@DATASETS.register_module(force=True)
+class Pictures(TinyPictures):
+    """Tiny pictures for a config."""
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+    """A config of a whole distillation."""
+    folder = tmp_path_factory.mktemp('base')
+    return dict(
+        model=dict(
+            type='transmamba.TransMambaDistill',
+            architecture=tiny_student(),
+            teacher=tiny_teacher(),
+            distiller=tiny_distiller(),
+            teacher_ckpt=save_teacher(folder / 'teacher.pth'),
+        ),
+        work_dir=str(folder / 'run'),
+        train_dataloader=dict(
+            dataset=dict(type='transmamba.Pictures'),
+            batch_size=4,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='pseudo_collate'),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05)),
+        param_scheduler=[dict(type='LinearLR', end=1)],
+        default_scope='mmpretrain',
+        custom_hooks=[dict(type='transmamba.PreCheckHook')],
+    )
+
+
+def run(base, *changes, level='INFO'):
+    cfg = Config(copy.deepcopy(base))
+    for key, value in changes:
+        *path, last = key.split('.')
+        part = cfg
+        for each in path:
+            part = part[int(each)] if each.isdigit() else part[each]
+        if value is KeyError:
+            del part[last]
+        else:
+            part[last] = value
+    cfg.log_level = level
+    cfg.experiment_name = uuid.uuid4().hex
+    mistakes.train(cli.build_runner(cfg))
+
+
+HEAD = 'model.architecture.head'
+DISTILLER = 'model.distiller'
+MISTAKES = [
+    (HEAD + '.in_channels', 7, f'{HEAD}={{', "'in_channels': 7", '(4, 12)'),
+    (HEAD + '.type', 'LinearHead', f'{HEAD}={{', 'LinearHead'),
+    (
+        DISTILLER + '.student_recorders.taps.type',
+        KeyError,
+        f'{DISTILLER}.student_recorders.taps={{}}',
+        'type',
+    ),
+    (
+        DISTILLER + '.connectors.calibration',
+        {},
+        f'{DISTILLER}.connectors.calibration={{}}',
+        '"type"',
+    ),
+    (
+        DISTILLER + '.teacher_recorders.tokens.source',
+        '(unbalanced',
+        f'{DISTILLER}={{',
+        "source '(unbalanced' is no regular expression",
+    ),
+    (
+        DISTILLER + '.distill_losses.loss_tm.teacher_layers',
+        None,
+        f'{DISTILLER}.distill_losses.loss_tm={{',
+        "must be 'last', 'uniform' or a list of integers, got None",
+    ),
+    ('optim_wrapper.optimizer.lr', -1, 'optim_wrapper.optimizer={', '-1'),
+    ('param_scheduler.0.type', 'Linear', 'param_scheduler.0={', "'Linear'"),
+    ('train_dataloader.batch_size', 'a', 'batch_size'),
+    ('train_cfg.max_epochs', 0, 'train_cfg.max_epochs must be positive'),
+]
+
+
+@pytest.mark.parametrize('mistake', MISTAKES, ids=lambda m: m[0])
+def test_one_line_with_the_setting(base, mistake):
+    key, value, *parts = mistake
+    with pytest.raises(mistakes.UsageError) as caught:
+        run(base, (key, value))
+    text = str(caught.value)
+    assert '\n' not in text
+    assert len(text) < 1200
+    for part in parts:
+        assert part in text
+
+
+def test_a_developer_sees_the_traceback(base):
+    with pytest.raises(RuntimeError, match='mat1 and mat2'):
+        run(base, (HEAD + '.in_channels', 7), level='DEBUG')
+
+
+@HOOKS.register_module(force=True)
+class Late(Hook):
+    """Fails in the second step, with what is no mistake of the config."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 1:
+            raise KeyError('late')
+
+
+def test_what_goes_wrong_later_keeps_its_traceback(base):
+    with pytest.raises(KeyError, match='late'):
+        run(base, ('custom_hooks', [dict(type='transmamba.Late')]))
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'model.alpha': float('nan')}, 'model.alpha is NaN'),
+        ({'model.heads': [dict(loss_weight=-1)]}, 'model.heads.0.loss_weight'),
+        ({'model.list.5': 3}, '--cfg-options: '),
+    ],
+)
+def test_values_of_a_config(tmp_path, options, message):
+    (tmp_path / 'config.py').write_text('model = dict(type="A", list=[1])\n')
+    args = cli.argparse.Namespace(
+        config=str(tmp_path / 'config.py'), cfg_options=options
+    )
+    with pytest.raises(mistakes.UsageError) as caught:
+        cli.load_config(args)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize('text', ['model = dict(', '_base_ = "gone.py"\n'])
+def test_configs_that_cannot_be_read(tmp_path, text):
+    (tmp_path / 'config.py').write_text(text)
+    args = cli.argparse.Namespace(
+        config=str(tmp_path / 'config.py'), cfg_options=None
+    )
+    with pytest.raises(mistakes.UsageError, match=r"config '.*config.py': "):
+        cli.load_config(args)

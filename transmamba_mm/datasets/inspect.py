@@ -1,0 +1,139 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""What datasets say of their classes, and whether they say the same."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Optional
+
+from mmengine.dataset import BaseDataset, ConcatDataset
+from mmengine.dataset.dataset_wrapper import (
+    ClassBalancedDataset,
+    RepeatDataset,
+)
+from mmpretrain.datasets import CustomDataset, KFoldDataset
+from torch.utils.data import Subset
+
+_WRAPPERS = (ClassBalancedDataset, KFoldDataset, RepeatDataset, Subset)
+_SHOWN = 5
+
+
+def parts_of(dataset: Any) -> Iterator[Any]:
+    """The datasets inside any wrappers."""
+    if isinstance(dataset, ConcatDataset):
+        for each in dataset.datasets:
+            yield from parts_of(each)
+    elif isinstance(dataset, _WRAPPERS):
+        yield from parts_of(dataset.dataset)
+    else:
+        yield dataset
+
+
+def labels_of(dataset: Any) -> set[int]:
+    """All labels that samples have; none where this is not known."""
+    found = set()
+    for part in parts_of(dataset):
+        if not isinstance(part, BaseDataset):
+            continue
+        for index in range(len(part)):
+            label = part.get_data_info(index).get('gt_label', ())
+            several = isinstance(label, Sequence) or getattr(label, 'ndim', 0)
+            found.update(map(int, label if several else [label]))
+    return found
+
+
+def classes_of(dataset: Any) -> Optional[tuple[str, ...]]:
+    """Names of the classes in order, as the dataset declares them."""
+    classes = getattr(dataset, 'metainfo', {}).get('classes')
+    return tuple(classes) if classes else None
+
+
+def _folders_of(part: Any) -> Optional[tuple[str, ...]]:
+    """The folders that give the classes, where folders do."""
+    if isinstance(part, CustomDataset) and not part.ann_file:
+        return tuple(getattr(part, 'folder_to_idx', ())) or None
+    return None
+
+
+def describe_difference(
+    wanted: Sequence[str], found: Sequence[str]
+) -> Optional[str]:
+    """How classes differ from those that they should be.
+
+    Args:
+        wanted (Sequence[str]): Names in order.
+        found (Sequence[str]): Other names in order.
+
+    Returns:
+        str | None: What is missing, superfluous or in another place; None
+        if all is the same.
+    """
+    if tuple(wanted) == tuple(found):
+        return None
+    kinds = {
+        'missing': [name for name in wanted if name not in set(found)],
+        'superfluous': [name for name in found if name not in set(wanted)],
+    }
+    told = [
+        f'{kind}: {_some(names)}' for kind, names in kinds.items() if names
+    ]
+    if told:
+        return '; '.join(told)
+    place = next(i for i, (a, b) in enumerate(zip(wanted, found)) if a != b)
+    return (
+        f'in another order: class {place} is {found[place]!r} instead of '
+        f'{wanted[place]!r}'
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = '' if len(names) <= _SHOWN else f' and {len(names) - _SHOWN} more'
+    return ', '.join(map(repr, names[:_SHOWN])) + more
+
+
+def check_classes(datasets: Mapping[str, Any]) -> None:
+    """Refuses datasets whose labels do not mean the same.
+
+    Args:
+        datasets (Mapping[str, Any]): By the name of what they are for, that
+            for training first.
+
+    Raises:
+        ValueError: Naming the classes that are in one of them alone, hidden
+            folders, and folders without an image.
+    """
+    parts = [
+        (name, part)
+        for name, dataset in datasets.items()
+        for part in parts_of(dataset)
+    ]
+    for name, part in parts:
+        _check_folders(name, part)
+    for get in (_folders_of, classes_of):
+        known = [(name, get(part)) for name, part in parts]
+        known = [(name, classes) for name, classes in known if classes]
+        for name, classes in known[1:]:
+            first, wanted = known[0]
+            difference = describe_difference(wanted, classes)
+            if difference:
+                raise ValueError(
+                    f'the classes of {name} are not those of {first}, so '
+                    f'labels would mean something else. {difference}'
+                )
+
+
+def _check_folders(name: str, part: Any) -> None:
+    folders = _folders_of(part) or ()
+    hidden = [folder for folder in folders if folder.startswith('.')]
+    if hidden:
+        raise ValueError(
+            f'{name} takes {_some(hidden)} in {part.img_prefix} for a class: '
+            f'remove it'
+        )
+    if not folders:
+        return
+    labels = labels_of(part)
+    empty = [x for label, x in enumerate(folders) if label not in labels]
+    if empty:
+        raise ValueError(
+            f'{name} has no image of {_some(empty)} in {part.img_prefix}: '
+            f'add images or remove the folder, in all datasets alike'
+        )

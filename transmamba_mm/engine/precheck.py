@@ -1,0 +1,205 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""What can be known to go wrong is reported before the first iteration."""
+
+import copy
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
+
+from transmamba_mm.checkpoints.files import lookup, read_checkpoint
+from transmamba_mm.contract.sites import LOGITS
+from transmamba_mm.datasets.inspect import (
+    check_classes,
+    classes_of,
+    describe_difference,
+    labels_of,
+)
+from transmamba_mm.distill import TransMambaDistill
+from transmamba_mm.distill.hooks import unwrapped
+from transmamba_mm.registry import DATASETS, HOOKS
+
+# Constructors whose options are known, and their options.
+_CONSTRUCTORS = (
+    'DefaultOptimWrapperConstructor',
+    'LearningRateDecayOptimWrapperConstructor',
+    'MergedGroupsOptimWrapperConstructor',
+)
+_PARAMWISE = (
+    'bias_decay_mult',
+    'bias_lr_mult',
+    'bypass_duplicate',
+    'custom_keys',
+    'dcn_offset_lr_mult',
+    'dwconv_decay_mult',
+    'flat_decay_mult',
+    'layer_decay_rate',
+    'norm_decay_mult',
+    'role_decay_mult',
+)
+_MULTIPLES = ('decay_mult', 'lr_mult')
+# Recipes that many models share name these, whether a model has them or not.
+_SHARED_KEYS = (
+    'absolute_pos_embed',
+    'bias',
+    'cls_token',
+    'norm',
+    'pos_embed',
+    'relative_position_bias_table',
+)
+
+
+class PreCheckError(ValueError):
+    """A run that would learn nothing, or something else."""
+
+
+@HOOKS.register_module()
+class PreCheckHook(Hook):
+    """Checks what no step would show, before the first of them.
+
+    It compares the classes of the datasets with each other and with those of
+    a teacher whose scores count, labels with the head, and the keys of
+    ``paramwise_cfg`` with the parameters.
+
+    Raises:
+        PreCheckError: Naming the setting.
+    """
+
+    priority = 'LOW'
+
+    def before_train(self, runner: Runner) -> None:
+        """Checks everything."""
+        model = unwrapped(runner.model)
+        _check_length(runner)
+        datasets = _datasets(runner)
+        try:
+            check_classes(datasets)
+        except ValueError as error:
+            raise PreCheckError(str(error)) from error
+        _check_labels(datasets, runner.cfg.get('model'))
+        if isinstance(model, TransMambaDistill):
+            _check_teachers(model, datasets['train_dataloader'])
+        _check_paramwise(runner.cfg.get('optim_wrapper'), model)
+
+
+def _check_length(runner: Runner) -> None:
+    by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    name = 'max_epochs' if by_epoch else 'max_iters'
+    length = getattr(runner, name)
+    if length < 1:
+        raise PreCheckError(f'train_cfg.{name} must be positive, got {length}')
+    if by_epoch and not runner.max_iters:
+        raise PreCheckError(
+            f'train_dataloader gives no batch: its dataset has '
+            f'{len(runner.train_dataloader.dataset)} samples. Lower '
+            f'batch_size, or set drop_last=False'
+        )
+
+
+# ------------------------------------------------------------------ the data
+
+
+def _datasets(runner: Runner) -> dict[str, Any]:
+    """All datasets of a run, that for training first."""
+    found = {'train_dataloader': runner.train_dataloader.dataset}
+    if runner.val_loop is not None:
+        found['val_dataloader'] = runner.val_dataloader.dataset
+    loaders = [
+        runner.cfg.get(f'{kind}_dataloader') for kind in ('val', 'test')
+    ]
+    val, test = (
+        loader.get('dataset') if isinstance(loader, Mapping) else None
+        for loader in loaders
+    )
+    if isinstance(test, Mapping) and test != val:
+        try:
+            found['test_dataloader'] = DATASETS.build(copy.deepcopy(test))
+        except OSError as error:  # of a machine that only trains
+            runner.logger.warning(f'test_dataloader is not checked: {error}')
+    return found
+
+
+def _check_labels(datasets: Mapping[str, Any], model: Any) -> None:
+    """Refuses labels that the head has no score for."""
+    if not isinstance(model, Mapping):
+        return
+    path = 'model.architecture' if 'architecture' in model else 'model'
+    head = (model.get('architecture') or model).get('head') or {}
+    classes = head.get('num_classes') if isinstance(head, Mapping) else None
+    if not isinstance(classes, int):
+        return
+    for name, dataset in datasets.items():
+        wrong = [x for x in labels_of(dataset) if not 0 <= x < classes]
+        if wrong:
+            raise PreCheckError(
+                f'{name} has the label {max(wrong)} '
+                f'({type(dataset).__name__}), but {path}.head has '
+                f'num_classes={classes}, labels 0 to {classes - 1}: set '
+                f'num_classes to that of the data'
+            )
+
+
+def _check_teachers(model: TransMambaDistill, dataset: Any) -> None:
+    """Refuses a teacher whose scores are of the same classes in disorder."""
+    recorders = model.distiller.teacher_recorders.recorders.values()
+    scores = any(
+        recorder.source == LOGITS or 'head' in str(recorder.source)
+        for recorder in recorders
+    )
+    paths, wanted = model.teacher_ckpt, classes_of(dataset)
+    if not scores or not wanted:
+        return
+    for path in paths.values() if isinstance(paths, Mapping) else [paths]:
+        content = read_checkpoint(path) if path else {}
+        meta = lookup(lookup(content, 'meta') or {}, 'dataset_meta') or {}
+        found = tuple(lookup(meta, 'classes') or ())
+        # Other vocabularies, as of WordNet, cannot be compared.
+        if set(found) & set(wanted):
+            difference = describe_difference(wanted, found)
+            if difference:
+                raise PreCheckError(
+                    f"the teacher of '{path}' scores other classes than "
+                    f'those of train_dataloader. {difference}'
+                )
+
+
+# ------------------------------------------------------------- the optimizer
+
+
+def _check_paramwise(wrapper: Any, model: nn.Module) -> None:
+    """Refuses options of ``paramwise_cfg`` that would have no effect."""
+    options = wrapper.get('paramwise_cfg') if wrapper else None
+    kind = wrapper.get('constructor', _CONSTRUCTORS[0]) if wrapper else ''
+    kind = kind if isinstance(kind, str) else kind.__name__
+    if not options or kind.rpartition('.')[2] not in _CONSTRUCTORS:
+        return
+    where = 'optim_wrapper.paramwise_cfg'
+    _check_known(where, options, _PARAMWISE)
+    # MMEngine writes a dot in front of the model's own parameters.
+    names = [
+        name if '.' in name else f'.{name}'
+        for name, _ in model.named_parameters()
+    ]
+    parts = {part for name in names for part in name.split('.')}
+    for key, multiples in (options.get('custom_keys') or {}).items():
+        _check_known(f'{where}.custom_keys[{key!r}]', multiples, _MULTIPLES)
+        shared = key.rpartition('.')[2] in _SHARED_KEYS
+        if not shared and not any(key in name for name in names):
+            near = difflib.get_close_matches(key.split('.')[-1], parts, 1)
+            hint = f' (did you mean {near[0]!r}?)' if near else ''
+            raise PreCheckError(
+                f'{where}.custom_keys has {key!r}, which is in the name of no '
+                f'parameter{hint}, such as {names[-1]}'
+            )
+
+
+def _check_known(where: str, options: Any, known: tuple[str, ...]) -> None:
+    for key in options or ():
+        if key not in known:
+            raise PreCheckError(
+                f'{where} has {key!r}, which does nothing: it knows '
+                f'{", ".join(known)}'
+            )
