@@ -12,15 +12,21 @@ taps on: showing four scan directions instead of their sum means projecting
 four times as many tokens, forward and backward, whoever asks for them. The
 ratio to the parts with taps is what recording, calibration, permutations,
 cosines and weights add; the ratio to the plain parts is the whole price.
-Times are CPU time on one thread.
+Hidden states and logits are measured beside it, with the teacher running (the
+ratio to teacher and student is the whole price) and with its records read from
+a cache (the ratio to the plain student). Times are CPU time on one thread.
 """
+
+import tempfile
 
 import common
 import torch
 from mmengine.registry import init_default_scope
 from mmpretrain.structures import DataSample
-from torch import nn
+from torch import Tensor, nn
 
+from transmamba_mm.contract import KeptChannels
+from transmamba_mm.distill.teacher_cache import TeacherCache
 from transmamba_mm.registry import MODELS
 
 # name: (teacher arch, teacher width, student arch, ffn_ratio, image, patch,
@@ -43,10 +49,23 @@ CASES = {
 QUICK = ('deit-tiny -> pmamba-tiny, 32 (patch 4), batch 32',)
 
 
-def build(teacher, width, student, size=None, **_) -> nn.Module:
+PAPER = dict(
+    type='transmamba.MethodDistiller',
+    methods=[dict(type='transmamba.AdaptiveBidirectional')],
+)
+HIDDEN_AND_LOGITS = dict(
+    type='transmamba.MethodDistiller',
+    methods=[
+        dict(type='transmamba.HiddenStates'),
+        dict(type='transmamba.LogitsKD'),
+    ],
+)
+
+
+def build(distiller, teacher, width, student, size=None, **_) -> nn.Module:
     """Builds the distillation model of one case, teacher untrained."""
     size = size or dict(img_size=224, patch_size=16)
-    return MODELS.build(
+    model = MODELS.build(
         dict(
             type='transmamba.TransMambaDistill',
             architecture=dict(
@@ -67,40 +86,18 @@ def build(teacher, width, student, size=None, **_) -> nn.Module:
                     in_channels=width,
                 ),
             ),
-            distiller=dict(
-                type='mmrazor.ConfigurableDistiller',
-                student_recorders=dict(
-                    taps=dict(type='transmamba.DirectionTaps')
-                ),
-                teacher_recorders=dict(
-                    tokens=dict(type='transmamba.PatchTokens')
-                ),
-                connectors=dict(
-                    calibration=dict(type='transmamba.FeatureCalibration')
-                ),
-                distill_losses=dict(
-                    loss_transmamba=dict(
-                        type='transmamba.AdaptiveBidirectionalDistill'
-                    )
-                ),
-                loss_forward_mappings=dict(
-                    loss_transmamba=dict(
-                        student=dict(
-                            recorder='taps',
-                            from_student=True,
-                            connector='calibration',
-                        ),
-                        teacher=dict(recorder='tokens', from_student=False),
-                    )
-                ),
-            ),
+            distiller=distiller,
         )
     )
+    for module in model.modules():
+        if isinstance(module, KeptChannels):
+            module.take({192: torch.arange(192)})  # as subcloning would
+    return model
 
 
 def measure(case: dict, rounds: int) -> dict[str, float]:
     """Times the step and its parts, interleaved; medians in ms."""
-    model = build(**case).train()
+    model = build(PAPER, **case).train()
     side = case.get('size', {}).get('img_size', 224)
     images = torch.randn(case['batch'], 3, side, side)
     samples = [DataSample().set_gt_label(i % 100) for i in range(len(images))]
@@ -113,10 +110,13 @@ def measure(case: dict, rounds: int) -> dict[str, float]:
         for mlp in mlps
     ]
 
+    recipe = build(HIDDEN_AND_LOGITS, **case).train()
+
     def backward(losses: dict) -> None:
         total = sum(v for k, v in losses.items() if 'loss' in k)
         total.backward()
         model.zero_grad()
+        recipe.zero_grad()
 
     def teacher() -> None:
         with torch.no_grad():
@@ -125,12 +125,15 @@ def measure(case: dict, rounds: int) -> dict[str, float]:
     def student() -> None:
         backward(model.student(images, samples, mode='loss'))
 
+    def recipe_step() -> None:
+        backward(recipe(images, samples, mode='loss'))
+
     recorders = model.distiller.student_recorders
 
     def student_with_taps() -> None:
         with recorders:
             losses = model.student(images, samples, mode='loss')
-        seen = recorders.get_recorder('taps').get_record_data()
+        seen = next(iter(recorders.recorders.values())).get_record_data()
         outs = [losses['loss'], *(record.tokens for record in seen)]
         torch.autograd.backward(outs, [torch.ones_like(out) for out in outs])
         model.zero_grad()
@@ -143,17 +146,43 @@ def measure(case: dict, rounds: int) -> dict[str, float]:
     def step() -> None:
         backward(model(images, samples, mode='loss'))
 
-    return common.interleaved(
-        dict(
-            teacher=teacher,
-            student=student,
-            student_taps=student_with_taps,
-            mlps=calibration,
-            step=step,
-        ),
-        rounds=rounds,
-        slow_rounds=rounds,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        cache = open_cache(folder, recipe, images, samples)
+
+        def cached_step() -> None:
+            recipe.branch.cache = cache
+            recipe_step()
+            recipe.branch.cache = None
+
+        return common.interleaved(
+            dict(
+                teacher=teacher,
+                student=student,
+                student_taps=student_with_taps,
+                mlps=calibration,
+                step=step,
+                hidden_and_logits=recipe_step,
+                hidden_and_logits_cached=cached_step,
+            ),
+            rounds=rounds,
+            slow_rounds=rounds,
+        )
+
+
+def open_cache(
+    folder: str, model: nn.Module, images: Tensor, samples: list
+) -> TeacherCache:
+    """Keeps what the teacher of a model gives for a batch."""
+    for index, sample in enumerate(samples):
+        sample.set_metainfo(
+            dict(sample_idx=index, augment_view=0, image_crc=1)
+        )
+    cache = TeacherCache(folder, len(samples), 1)
+    batch = dict(inputs=images[:1], data_samples=samples[:1])
+    model.branch.open_cache(cache, model.distiller, lambda: batch, {})
+    model(images, samples, mode='loss')
+    model.branch.close_cache()
+    return cache
 
 
 def main() -> None:
@@ -170,6 +199,14 @@ def main() -> None:
             / (other + figures['student_taps']),
             'step / plain parts': figures['step']
             / (other + figures['student']),
+            'hidden and logits / teacher and student': figures[
+                'hidden_and_logits'
+            ]
+            / (figures['teacher'] + figures['student']),
+            'hidden and logits, cached / student': figures[
+                'hidden_and_logits_cached'
+            ]
+            / figures['student'],
         }
         common.print_table(name, figures, 'step', 'ms')
         for label, ratio in ratios.items():
