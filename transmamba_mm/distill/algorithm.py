@@ -221,10 +221,10 @@ class TransMambaDistill(SingleTeacherDistill):
         deliveries = distiller.deliveries if active else nullcontext()
         if active:
             distiller.set_deliveries_override(False)
-            batch = batch_inputs, data_samples
             with deliveries:
-                # What is looked at in eval mode is no part of the training.
-                self.branch.record(distiller, active, *batch, self.training)
+                self.branch.record(
+                    distiller, active, batch_inputs, data_samples
+                )
         task = {}
         if phase.task_loss or recorders_read(distiller, active, student=True):
             distiller.set_deliveries_override(True)

@@ -58,7 +58,6 @@ class TeacherBranch:
         losses: Sequence[str],
         images: Tensor,
         samples: Optional[list[BaseDataElement]],
-        keep: bool = True,
     ) -> None:
         """Fills the recorders of the teachers that these losses read.
 
@@ -67,8 +66,6 @@ class TeacherBranch:
             losses (Sequence[str]): Names of the losses that count now.
             images (Tensor): The student's batch (B, C, H, W).
             samples (list[BaseDataElement], optional): Annotations.
-            keep (bool): Whether the cache learns from it, if there is one.
-                Defaults to True.
         """
         read = recorders_read(distiller, losses, student=False)
         if self.cache and self.cache.recall(read, samples, images.device):
@@ -77,7 +74,7 @@ class TeacherBranch:
             for name in self.read_by(read.values()):
                 images_of = self.inputs[name](images)
                 self.teachers[name](images_of, samples, mode='tensor')
-        if self.cache and keep:
+        if self.cache:
             self.cache.keep(read, samples)
 
     def read_by(self, recorders: Iterable[BaseRecorder]) -> list[str]:

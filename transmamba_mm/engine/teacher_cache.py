@@ -38,9 +38,6 @@ class TeacherCacheHook(Hook):
             the disk has no room, when training starts.
     """
 
-    # Before the check of DistillMonitor.
-    priority = 'NORMAL'
-
     def __init__(
         self, folder: str, dtype: Optional[str] = None, interval: int = 100
     ) -> None:
