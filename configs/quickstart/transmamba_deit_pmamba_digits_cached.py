@@ -2,7 +2,7 @@
 
 Run after ``deit_digits.py``. Every image has five augmentations, one for each
 epoch in turn. What the teacher gives for them is written the first time they
-come, 21 kB for hidden states and logits of an image, and read from then on: a
+come, 17 kB for hidden states and logits of an image, and read from then on: a
 second run, of another seed or learning rate too, never runs the teacher.
 """
 
