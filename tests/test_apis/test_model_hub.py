@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from mmengine.config import Config
 from mmpretrain import get_model, inference_model, list_models
 from mmpretrain.apis import ModelHub
 from mmpretrain.models import ImageClassifier
 
 from transmamba_mm.apis import model_hub
+from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.distill import TransMambaDistill
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,13 +64,24 @@ def test_options_and_a_checkpoint_reach_the_model(tmp_path):
         assert torch.equal(loaded[key], value), key
 
 
-def test_a_distillation_config_gives_the_student_inside():
-    model = get_model('transmamba_deit_pmamba_digits')
-    assert type(model) is TransMambaDistill
+def test_a_distillation_gives_its_student(tmp_path):
+    name = 'lifted-logits-kd_deit_pmamba-narrow_digits'
+    model = get_model(name, head=dict(topk=(1, 2)))
+    assert type(model) is ImageClassifier
+    assert model.head.topk == (1, 2)
     assert not model.training
-    image = torch.rand(1, 3, 16, 16)
-    with torch.no_grad():
-        assert torch.equal(model(image), model.student(image))
+    whole = get_model(Config.fromfile(ModelHub._models_dict[name].config))
+    assert type(whole) is TransMambaDistill
+    student = whole.student
+    normalised = (m.data_preprocessor.mean for m in (model, student))
+    assert torch.equal(*normalised)
+    torch.save(student.state_dict(), tmp_path / 'student.pth')
+    loaded = get_model(name, str(tmp_path / 'student.pth'))
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, student.state_dict()[key]), key
+    torch.save(whole.state_dict(), tmp_path / 'epoch_1.pth')
+    with pytest.raises(CheckpointError, match=r'export_student\.py'):
+        get_model(name, str(tmp_path / 'epoch_1.pth'))
 
 
 def test_registering_twice_changes_nothing():

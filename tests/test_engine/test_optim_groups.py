@@ -3,12 +3,14 @@
 
 import copy
 import itertools
+import logging
 
 import pytest
 import torch
 from helpers import tiny_runner, tiny_teacher
 from mmengine.device import get_device
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.engine.optimizers import (
     LearningRateDecayOptimWrapperConstructor,
@@ -125,6 +127,28 @@ def assert_equal_weights(a, b, **tolerance):
 
 
 # -------------------------------------------------------------- the groups
+
+
+@pytest.mark.parametrize('paramwise_cfg', [None, RATES])
+def test_the_log_has_a_line_per_group(paramwise_cfg):
+    model = nn.ModuleDict(dict(teacher=classifier(), student=classifier()))
+    model.teacher.requires_grad_(False)
+    lines, handler = [], logging.Handler(logging.INFO)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    try:
+        groups = groups_of(model, MERGED, paramwise_cfg)
+        logger.info('parameter x is skipped since its requires_grad=False')
+    finally:
+        logger.removeHandler(handler)
+    *ours, frozen, _ = lines
+    assert len(ours) == len(groups)
+    for group, line in zip(groups, ours):
+        assert f': {len(group["params"])} parameters' in line
+        assert f'weight_decay={group["weight_decay"]}' in line
+    total = len(list(model.teacher.parameters()))
+    assert frozen == f'parameters that do not train: {total} of teacher'
 
 
 def test_options_are_those_of_the_default_constructor():

@@ -9,20 +9,19 @@ Importing ``transmamba_mm`` is enough::
     list_models('*pmamba*')
     model = get_model('pmamba-tiny_8xb64-300e_cifar100')
 
-The name of a plain training config gives an ``ImageClassifier``. A
-distillation config gives the whole
-:class:`~transmamba_mm.distill.TransMambaDistill`, because mmpretrain builds
-``cfg.model`` as it is: calling it runs the student, ``model.student`` is the
-student alone, and the teacher has random weights, as its checkpoint is read
-when training starts. No config has pretrained weights; your own load with
-``get_model(name, pretrained='path/to/student.pth')``.
+A name gives the classifier that the config trains; of a distillation, that is
+the student alone. No config has pretrained weights; load your own with
+``get_model(name, pretrained='path/to/student.pth')``, which
+``tools/export_student.py`` takes out of a distillation's checkpoint.
 """
 
 from functools import cache
 from pathlib import Path
 from typing import Optional
 
+from mmengine.config import Config
 from mmpretrain.apis import ModelHub
+from modelindex.models.Model import Model
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -58,6 +57,25 @@ def register_models() -> None:
 
     register_all.with_transmamba = True
     ModelHub._register_mmpretrain_models = staticmethod(register_all)
+    get_metainfo = ModelHub.get
+
+    def get(model_name: str) -> Model:
+        metainfo = get_metainfo(model_name)
+        _keep_student(metainfo.config)
+        return metainfo
+
+    ModelHub.get = staticmethod(get)
+
+
+def _keep_student(config: Config) -> None:
+    """Makes the model of a distillation its student, in place."""
+    whole = config.model
+    if 'architecture' in whole:
+        config.model = whole.architecture
+        if 'data_preprocessor' in whole:
+            config.model.setdefault(
+                'data_preprocessor', whole.data_preprocessor
+            )
 
 
 @cache

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 from mmengine.dist import is_distributed
 from mmengine.model import BaseModel
@@ -149,6 +149,56 @@ class TransMambaDistill(SingleTeacherDistill):
         self._check_phases()
         self.train(self.training)  # the teacher is not
         self._register_load_state_dict_pre_hook(self._accept_student)
+
+    # --------------------------- what others ask a classifier for, not us
+
+    @property
+    def backbone(self) -> nn.Module:
+        """nn.Module: The student's."""
+        return self.student.backbone
+
+    @property
+    def neck(self) -> Optional[nn.Module]:
+        """nn.Module | None: The student's."""
+        return self.student.neck
+
+    @property
+    def head(self) -> Optional[nn.Module]:
+        """nn.Module | None: The student's."""
+        return self.student.head
+
+    @property
+    def with_neck(self) -> bool:
+        """bool: Whether the student has a neck."""
+        return self.student.with_neck
+
+    @property
+    def with_head(self) -> bool:
+        """bool: Whether the student has a head."""
+        return self.student.with_head
+
+    def extract_feat(self, *args, **kwargs) -> Any:
+        """Features of the student, as its own method returns them."""
+        return self.student.extract_feat(*args, **kwargs)
+
+    def extract_feats(self, *args, **kwargs) -> list:
+        """Features of the student for several batches."""
+        return self.student.extract_feats(*args, **kwargs)
+
+    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
+        """Depth of a parameter for layer-wise learning-rate decay.
+
+        Args:
+            param_name (str): Its name. What is not the student's, such as a
+                connector, comes after all layers and is not slowed down.
+
+        Returns:
+            tuple[int, int]: The depth, and the number of depths.
+        """
+        if not param_name.startswith(_STUDENT):
+            depths = self.student.get_layer_depth('head')[1]
+            return depths - 1, depths
+        return self.student.get_layer_depth(param_name[len(_STUDENT) :])
 
     # ------------------------------------------------------ the teacher
 

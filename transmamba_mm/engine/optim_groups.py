@@ -1,10 +1,14 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Weight decay by role, and no optimizer group per parameter."""
 
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Optional
 
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from torch import nn
 from torch.optim import Optimizer
@@ -87,10 +91,6 @@ class MergedGroupsOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
         if before == len(self._members):
             return wrapper
-        print_log(
-            f'{before} groups of parameters merged into {len(self._members)}',
-            logger='current',
-        )
         # One that shards its state reads it before any hook could.
         if type(optimizer).load_state_dict is Optimizer.load_state_dict:
             optimizer.register_load_state_dict_pre_hook(
@@ -114,11 +114,19 @@ class MergedGroupsOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 ''.
             **kwargs: What the parent hands on to a module's children.
         """
-        super().add_params(params, module, prefix=prefix, **kwargs)
-        if prefix:
-            return  # part of the recursion over modules
+        if prefix:  # part of the recursion over modules
+            super().add_params(params, module, prefix=prefix, **kwargs)
+            return
+        with _no_line_per_parameter():
+            super().add_params(params, module, prefix=prefix, **kwargs)
         if self.base_wd is not None:
             self._decay_by_role(params, module)
+        self._merge(params)
+        defaults = dict(lr=self.base_lr, weight_decay=self.base_wd)
+        _report(params, defaults, module)
+
+    def _merge(self, params: list[dict]) -> None:
+        """Lets parameters with equal options share a group, in place."""
         every = [id(p) for group in params for p in group['params']]
         if len(every) != len(set(every)):
             # PyTorch refuses a parameter in two groups, but would update one
@@ -144,10 +152,6 @@ class MergedGroupsOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             # Checkpoints have a group of these, as `custom_keys` makes it.
             mult = wanted.get(role, 0.0)
             group.update(weight_decay=self.base_wd * mult, decay_mult=mult)
-            print_log(
-                f'paramwise_options -- {name}:decay_mult={mult} ({role})',
-                logger='current',
-            )
 
 
 def _undecayed(model: nn.Module) -> dict[nn.Parameter, str]:
@@ -166,6 +170,49 @@ def _undecayed(model: nn.Module) -> dict[nn.Parameter, str]:
                 if found.prefix + name in parameters:
                     played[parameters[found.prefix + name]] = role
     return {p: UNDECAYED[r] for p, r in played.items() if r in UNDECAYED}
+
+
+@contextmanager
+def _no_line_per_parameter() -> Iterator[None]:
+    """Keeps MMEngine's lines about each parameter out of the log."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        return not (
+            line.startswith('paramwise_options -- ')
+            or line.endswith('is skipped since its requires_grad=False')
+        )
+
+    logger = MMLogger.get_current_instance()
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
+
+
+def _report(groups: list[dict], defaults: dict, model: nn.Module) -> None:
+    """Logs a line per group, and one for what does not train."""
+    names = {p: name for name, p in model.named_parameters()}
+    frozen = Counter(
+        name.partition('.')[0]
+        for p, name in names.items()
+        if not p.requires_grad
+    )
+    lines = []
+    for index, group in enumerate(groups):
+        options = {**defaults, **_options(group)}.items()
+        described = ', '.join(f'{k}={v}' for k, v in options)
+        params = group['params']
+        lines.append(
+            f'optimizer group {index} ({described}): {len(params)} '
+            f'parameters, from {names[params[0]]} on'
+        )
+    if frozen:
+        parts = ', '.join(f'{num} of {part}' for part, num in frozen.items())
+        lines.append(f'parameters that do not train: {parts}')
+    for line in lines:
+        print_log(line, logger='current')
 
 
 def _options(group: dict) -> dict:
