@@ -13,6 +13,7 @@ from helpers import (
     tiny_student,
     tiny_teacher,
 )
+from mmengine.model import PretrainedInit
 from mmengine.runner import load_checkpoint
 from torch import nn
 
@@ -137,6 +138,38 @@ def test_wrapped_teacher_checkpoints(make, teacher_ckpt, tmp_path, wrapper):
     assert torch.equal(weight, state['head.layers.head.weight'])
 
 
+@pytest.mark.parametrize(
+    'rename',
+    [
+        lambda key: f'_orig_mod.{key}',
+        lambda key: f'model.{key}',
+        lambda key: f'module.model.{key}',
+        lambda key: f'module._orig_mod.{key}',
+        lambda key: f'model._orig_mod.{key}',
+        lambda key: key.replace('layers.1.', 'layers.1._orig_mod.'),
+        lambda key: f'_fsdp_wrapped_module.{key}',
+    ],
+)
+def test_what_other_code_puts_in_front_of_names(
+    make, teacher_ckpt, tmp_path, rename
+):
+    state = torch.load(teacher_ckpt)
+    path = str(tmp_path / 'renamed.pth')
+    torch.save({rename(key): value for key, value in state.items()}, path)
+    model = make(teacher_ckpt=path)
+    for key, value in state.items():
+        assert torch.equal(model.teacher.state_dict()[key], value), key
+
+
+def test_names_in_front_of_some_are_superfluous(make, teacher_ckpt, tmp_path):
+    state = torch.load(teacher_ckpt)
+    path = str(tmp_path / 'renamed.pth')
+    content = {f'model.{key}': value for key, value in state.items()}
+    torch.save({**content, 'criterion.weight': torch.ones(1)}, path)
+    with pytest.raises(ValueError, match='does not match the teacher'):
+        make(teacher_ckpt=path)
+
+
 def test_refused_before_the_first_iteration(make, tmp_path):
     """Built without a look at the file, refused when training starts."""
     model = TransMambaDistill(
@@ -164,6 +197,69 @@ def test_teacher_by_its_own_init_cfg(make, teacher_ckpt, tmp_path):
             teacher_ckpt=None,
             teacher=dict(tiny_teacher(), init_cfg=pretrained),
         )
+
+
+def declared(teacher_ckpt, tmp_path, how):
+    """A teacher whose weights its config names in one of many ways."""
+    config, state = tiny_teacher(), torch.load(teacher_ckpt)
+
+    def file(prefix, part=''):
+        path = str(tmp_path / f'{prefix}{part}x.pth')
+        found = {k: v for k, v in state.items() if k.startswith(part)}
+        content = {prefix + k.removeprefix(part): v for k, v in found.items()}
+        torch.save(dict(state_dict={**content, 'z.a': torch.ones(1)}), path)
+        return dict(type='Pretrained', checkpoint=path)
+
+    if how == 'prefix':
+        config['init_cfg'] = dict(file('teacher.'), prefix='teacher')
+    elif how == 'prefix with a dot':
+        config['init_cfg'] = dict(file('teacher.'), prefix='teacher.')
+    elif how == 'class':
+        whole = dict(file('a.'), prefix='a', type=PretrainedInit)
+        config['init_cfg'] = whole
+    elif how == 'list':
+        draw = dict(type='TruncNormal', layer='Linear', std=0.02)
+        config['init_cfg'] = [dict(file('a.'), prefix='a'), draw]
+    elif how == 'parts of one file':
+        whole = dict(type='Pretrained', checkpoint=teacher_ckpt)
+        config['backbone']['init_cfg'] = dict(whole, prefix='backbone')
+        config['head']['init_cfg'] = [dict(whole, prefix='head.')]
+    elif how == 'parts of two files':
+        backbone = dict(file('b.', 'backbone.'), prefix='b')
+        config['backbone']['init_cfg'] = [backbone]
+        config['head']['init_cfg'] = dict(file('h.', 'head.'), prefix='h')
+    return config, state
+
+
+@pytest.mark.parametrize(
+    'how',
+    [
+        'prefix',
+        'prefix with a dot',
+        'class',
+        'list',
+        'parts of one file',
+        'parts of two files',
+    ],
+)
+def test_all_ways_of_an_init_cfg_are_honoured(
+    make, teacher_ckpt, tmp_path, how
+):
+    config, state = declared(teacher_ckpt, tmp_path, how)
+    model = make(teacher_ckpt=None, teacher=config)
+    for key, value in state.items():
+        assert torch.equal(model.teacher.state_dict()[key], value), key
+
+
+def test_an_init_cfg_of_a_part_alone_is_not_enough(make, teacher_ckpt):
+    config = tiny_teacher()
+    part = dict(type='Pretrained', checkpoint=teacher_ckpt, prefix='backbone')
+    config['backbone']['init_cfg'] = part
+    with pytest.raises(ValueError, match=r'(?s)does not match.*head\.layers'):
+        make(teacher_ckpt=None, teacher=config)
+    config['backbone']['init_cfg'] = dict(part, prefix='encoder')
+    with pytest.raises(ValueError, match="prefix 'encoder'"):
+        make(teacher_ckpt=None, teacher=config)
 
 
 def test_a_distilled_checkpoint_needs_no_teacher_file(make):

@@ -2,6 +2,7 @@
 """All that is known about files of weights."""
 
 from .config_text import read_config_text, write_config
+from .declared import fit_names, pretrained_parts, read_declared
 from .files import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -26,9 +27,12 @@ __all__ = [
     'Stored',
     'check_layout',
     'find_latest_checkpoint',
+    'fit_names',
     'note_layout',
+    'pretrained_parts',
     'read_checkpoint',
     'read_config_text',
+    'read_declared',
     'read_state_dict',
     'strip_prefix',
     'unwrap_state_dict',

@@ -1,6 +1,7 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Files: what may be read from them, and the tensors in their content."""
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ CONVERTER = 'tools/model_converters/official_to_transmamba.py'
 _WRAPPERS = ('state_dict', 'model', 'module')
 _AVERAGED = 'model_ema'
 _PARALLEL = 'module.'
+#: Names that torch reserves for what it wraps modules in: compiled, sharded
+#: and checkpointed ones.
+_WRAPPED = re.compile(
+    r'(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
+)
 
 
 class CheckpointError(ValueError, RuntimeError):
@@ -111,7 +117,7 @@ def unwrap_state_dict(
     if not isinstance(content, Mapping):
         content = {}
     tensors = OrderedDict(
-        (key, value)
+        (_WRAPPED.sub('', key), value)
         for key, value in content.items()
         if isinstance(key, str) and isinstance(value, Tensor)
     )
@@ -120,7 +126,10 @@ def unwrap_state_dict(
             f"checkpoint '{source}' holds no tensors at its top level or "
             f'under {", ".join(_WRAPPERS)}'
         )
-    tensors._metadata = metadata or OrderedDict()
+    tensors._metadata = OrderedDict(
+        (_WRAPPED.sub('', f'{name}.')[:-1], note)
+        for name, note in (metadata or {}).items()
+    )
     if all(key.startswith(_PARALLEL) for key in tensors):
         tensors = strip_prefix(tensors, _PARALLEL)
     return tensors
@@ -159,8 +168,9 @@ def read_state_dict(path: str, ema: bool = False) -> dict[str, Tensor]:
 
     Accepts a bare state dict, or one under ``state_dict`` (mmengine),
     ``model`` (DeiT, PlainMamba, Vim) or ``module`` (DeepSpeed); a ``module.``
-    prefix of data-parallel training is dropped. See :func:`read_checkpoint`
-    for how the file is read.
+    prefix of data-parallel training is dropped, and so are torch's own names
+    of compiled and sharded modules. See :func:`read_checkpoint` for how the
+    file is read.
 
     Args:
         path (str): Local path or URL.

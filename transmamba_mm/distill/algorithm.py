@@ -64,9 +64,10 @@ class TransMambaDistill(SingleTeacherDistill):
             own ``data_preprocessor`` states, or else in the student's.
         distiller (dict): An ``mmrazor.ConfigurableDistiller``.
         teacher_ckpt (str | dict, optional): Path or URL of the teacher's
-            weights, of several by name.
-            May be left out if the teacher's own ``init_cfg`` names a
-            pretrained checkpoint. It is read when weights are initialised,
+            weights, of several by name. Names may start with ``model.`` or
+            ``module.``, and hold those of compiled modules. It may be left
+            out if ``Pretrained`` checkpoints in ``init_cfg`` of the teacher
+            or its parts, maybe with a ``prefix``, cover it. It is read when weights are initialised,
             so testing a distilled checkpoint does not need it.
         alpha (float): Weight of the task loss, in [0, 1]. Defaults to 0.5.
         data_preprocessor (dict | nn.Module, optional): A config without

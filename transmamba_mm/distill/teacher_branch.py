@@ -12,7 +12,12 @@ from mmrazor.models.distillers import ConfigurableDistiller
 from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
 from torch import Tensor, nn
 
-from transmamba_mm.checkpoints import CheckpointError, read_state_dict
+from transmamba_mm.checkpoints import (
+    CheckpointError,
+    fit_names,
+    read_declared,
+    read_state_dict,
+)
 from transmamba_mm.contract import TeacherInput, teachers_of
 
 from .recorders import place_of
@@ -182,19 +187,24 @@ class TeacherBranch:
                 f'of several, and the path alone of one'
             )
         for name, teacher in self.teachers.items():
-            _load(teacher, paths.get(name) or _pretrained_path(teacher), name)
+            _load(teacher, paths.get(name), name)
 
 
 def _load(teacher: nn.Module, path: Optional[str], name: str) -> None:
     called = f'the teacher {name}'.rstrip()
     if path is None:
+        state, path = read_declared(teacher)
+    else:
+        state = fit_names(read_state_dict(path), teacher)
+    if state is None:
         raise ValueError(
             f'{called} has no weights: set teacher_ckpt (path or URL) '
-            f'of TransMambaDistill'
+            f"of TransMambaDistill, or init_cfg=dict(type='Pretrained', "
+            f'checkpoint=...) of the teacher or of all its parts'
         )
     state = {
         key: value
-        for key, value in read_state_dict(path).items()
+        for key, value in state.items()
         if not key.startswith(_IGNORED_PREFIXES)
     }
     try:
@@ -209,14 +219,6 @@ def _load(teacher: nn.Module, path: Optional[str], name: str) -> None:
         ) from error
     # Keeps BaseModule.init_weights from initialising it anew.
     teacher._is_init = True
-
-
-def _pretrained_path(teacher: nn.Module) -> Optional[str]:
-    """Checkpoint that a teacher's ``init_cfg`` names, if any."""
-    init_cfg = getattr(teacher, 'init_cfg', None)
-    if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-        return init_cfg['checkpoint']
-    return None
 
 
 def _settings_of(part: object, private: bool) -> str:

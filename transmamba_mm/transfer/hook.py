@@ -9,13 +9,17 @@ from typing import Any, Optional, Union
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import BaseModule, PretrainedInit, is_model_wrapper
-from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from transmamba_mm.checkpoints import find_latest_checkpoint, read_state_dict
+from transmamba_mm.checkpoints import (
+    find_latest_checkpoint,
+    fit_names,
+    pretrained_parts,
+    read_state_dict,
+)
 from transmamba_mm.contract import (
     KeptChannels,
     TeacherError,
@@ -319,7 +323,8 @@ class SubcloneInitializer(Hook):
             teacher = MODELS.build(self.teacher).to(device)
         with restored(teacher):
             if self.teacher_ckpt is not None:
-                teacher.load_state_dict(read_state_dict(self.teacher_ckpt))
+                state = read_state_dict(self.teacher_ckpt)
+                teacher.load_state_dict(fit_names(state, teacher))
             yield teacher
 
     def _images(
@@ -375,23 +380,17 @@ class SubcloneInitializer(Hook):
 def _check_one_initialiser(student: nn.Module, plan: TransferPlan) -> None:
     """Refuses a plan that overwrites pretrained weights of the student."""
     written = [entry.name for entry in plan.entries if entry.copied]
-    for name, module in student.named_modules():
-        if not isinstance(module, BaseModule):
-            continue
-        found = module.init_cfg or ()
-        for cfg in [found] if isinstance(found, dict) else found:
-            kind, prefix = cfg['type'], f'{name}.' if name else ''
-            if isinstance(kind, str):
-                kind = WEIGHT_INITIALIZERS.get(kind)
-            lost = [each for each in written if each.startswith(prefix)]
-            if kind is PretrainedInit and lost:
-                raise TransferError(
-                    f"the student's {name or 'model'} has init_cfg="
-                    f"dict(type='Pretrained', checkpoint="
-                    f'{cfg.get("checkpoint")!r}), and SubcloneInitializer '
-                    f'would overwrite {len(lost)} of its tensors with the '
-                    f"teacher's ({lost[0]}, ...): keep one of the two. Or "
-                    f'give that checkpoint to SubcloneInitializer as '
-                    f'ssm_from, which takes from it what the teacher cannot '
-                    f'give'
-                )
+    for name, cfg in pretrained_parts(student):
+        prefix = f'{name}.' if name else ''
+        lost = [each for each in written if each.startswith(prefix)]
+        if lost:
+            raise TransferError(
+                f"the student's {name or 'model'} has init_cfg="
+                f"dict(type='Pretrained', checkpoint="
+                f'{cfg.get("checkpoint")!r}), and SubcloneInitializer '
+                f'would overwrite {len(lost)} of its tensors with the '
+                f"teacher's ({lost[0]}, ...): keep one of the two. Or "
+                f'give that checkpoint to SubcloneInitializer as '
+                f'ssm_from, which takes from it what the teacher cannot '
+                f'give'
+            )
