@@ -1,5 +1,6 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 import copy
+import socket
 
 import pytest
 import torch
@@ -170,3 +171,20 @@ def test_keeps_the_users_wrapper(no_rendezvous):
     assert prepare_cpu_launch(cfg)
     assert 'device_ids' not in cfg.model_wrapper_cfg
     no_rendezvous.undo()
+
+
+@cpu_only
+@pytest.mark.parametrize('rank', ['0', '1'])
+def test_does_not_wait_long_for_a_process_that_never_starts(
+    no_rendezvous, rank
+):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    settings = dict(RANK=rank, WORLD_SIZE='2', LOCAL_RANK='0')
+    settings.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    for name, value in settings.items():
+        no_rendezvous.setenv(name, value)
+    cfg = dict(launcher='pytorch', env_cfg=dict(dist_cfg=dict(timeout=1)))
+    with pytest.raises(RuntimeError, match=r'not all 2 processes came .* 1 s'):
+        prepare_cpu_launch(Config(cfg))

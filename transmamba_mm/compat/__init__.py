@@ -19,12 +19,15 @@ from .data_files import UntrustedFileError, read_annotations_as_data
 from .default_hooks import drop_any_default_hook
 from .environment import Problem, find_problems
 from .mmcv_hue import fix_adjust_hue
+from .mmcv_images import UnreadableImageError, name_unreadable_images
+from .mmengine_json import write_standard_json
 from .mmpretrain_multimodal import guard_multimodal
 from .mmrazor_kd import ensure_mmrazor
 
 __all__ = [
     'CpuAmpOptimWrapper',
     'Problem',
+    'UnreadableImageError',
     'UntrustedFileError',
     'allow_mmengine_checkpoints',
     'apply',
@@ -34,8 +37,10 @@ __all__ = [
     'fix_adjust_hue',
     'guard_multimodal',
     'keep_to_own_checkpoints',
+    'name_unreadable_images',
     'prepare_cpu_launch',
     'read_annotations_as_data',
+    'write_standard_json',
 ]
 
 # In the order in which they must run.
@@ -47,6 +52,8 @@ _CURES = {
     'mmengine default hooks': drop_any_default_hook,
     'mmengine annotation files': read_annotations_as_data,
     'mmcv hue on numpy 2': fix_adjust_hue,
+    'mmcv unreadable images': name_unreadable_images,
+    'mmengine json': write_standard_json,
 }
 
 _status: dict[str, str] = {}

@@ -29,6 +29,8 @@ from transmamba_mm.registry import OPTIM_WRAPPERS
 
 __all__ = ['CpuAmpOptimWrapper', 'prepare_cpu_launch']
 
+_PATIENCE = 300  # seconds until all processes have started
+
 
 def prepare_cpu_launch(cfg: Config) -> bool:
     """Prepare a distributed run on a machine without an accelerator.
@@ -48,7 +50,8 @@ def prepare_cpu_launch(cfg: Config) -> bool:
 
     Raises:
         RuntimeError: If the launcher did not set the variables from which
-            the processes find each other.
+            the processes find each other, or they do not in five minutes, or
+            ``env_cfg.dist_cfg.timeout`` if that is less.
     """
     launcher = cfg.get('launcher') or 'none'
     if launcher == 'none' or get_device() != 'cpu':
@@ -56,13 +59,37 @@ def prepare_cpu_launch(cfg: Config) -> bool:
     if not distributed.is_initialized():
         _set_rendezvous_variables(launcher)
         dist_cfg = (cfg.get('env_cfg') or {}).get('dist_cfg') or {}
-        options = {}
-        if dist_cfg.get('timeout') is not None:
-            options['timeout'] = timedelta(seconds=dist_cfg['timeout'])
-        distributed.init_process_group('gloo', **options)
+        _meet(dist_cfg.get('timeout'))
         atexit.register(_leave_process_group)
     _keep_model_on_cpu(cfg)
     return True
+
+
+def _meet(timeout: float | None) -> None:
+    """Start the process group; wait for the other processes, but not long.
+
+    PyTorch waits as long for a process that never starts as for one that
+    computes, half an hour.
+    """
+    options = {}
+    if timeout is not None:
+        options['timeout'] = timedelta(seconds=timeout)
+    patience = min(_PATIENCE, timeout or _PATIENCE)
+    try:
+        meeting = distributed.rendezvous(
+            'env://', timeout=timedelta(seconds=patience)
+        )
+        store, rank, size = next(meeting)
+    except distributed.DistError as error:
+        raise RuntimeError(
+            f'not all {os.environ["WORLD_SIZE"]} processes came together in '
+            f'{patience:g} s: see what the others say, and whether '
+            f'MASTER_ADDR and MASTER_PORT are the same for all '
+            f'({str(error).splitlines()[0]})'
+        ) from error
+    distributed.init_process_group(
+        'gloo', store=store, rank=rank, world_size=size, **options
+    )
 
 
 def _leave_process_group() -> None:

@@ -62,7 +62,7 @@ def _raised_in(error: BaseException) -> CodeType:
 def _text(error: Exception) -> str:
     text = str(error.args[0]) if type(error) is KeyError else str(error)
     if 'Original Traceback' in text:  # of a worker of the data loader
-        text = text.strip().splitlines()[-1]
+        text = text.strip().splitlines()[-1].partition(': ')[2]
     text = ' '.join(text.split()) or 'no text'
     return text if len(text) <= _LONGEST else f'{text[:_LONGEST]} ...'
 

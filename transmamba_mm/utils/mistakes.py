@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from transmamba_mm.checkpoints import CheckpointError
-from transmamba_mm.compat import UntrustedFileError
+from transmamba_mm.compat import UnreadableImageError, UntrustedFileError
 from transmamba_mm.engine.explain import explain
 from transmamba_mm.engine.finite import NonFiniteError
 
@@ -80,7 +80,9 @@ def train(runner: Runner) -> None:
     runner.register_hook(hook)
 
     def traced(error: Exception) -> bool:
-        return hook.started and not isinstance(error, NonFiniteError)
+        return hook.started and not isinstance(
+            error, (NonFiniteError, UnreadableImageError)
+        )
 
     with explained(runner.cfg, traced=traced, model=runner.model):
         runner.train()
