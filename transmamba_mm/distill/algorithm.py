@@ -67,8 +67,9 @@ class TransMambaDistill(SingleTeacherDistill):
             weights, of several by name. Names may start with ``model.`` or
             ``module.``, and hold those of compiled modules. It may be left
             out if ``Pretrained`` checkpoints in ``init_cfg`` of the teacher
-            or its parts, maybe with a ``prefix``, cover it. It is read when weights are initialised,
-            so testing a distilled checkpoint does not need it.
+            or its parts, maybe with a ``prefix``, cover it. It is read when
+            weights are initialised, so testing a distilled checkpoint does
+            not need it.
         alpha (float): Weight of the task loss, in [0, 1]. Defaults to 0.5.
         data_preprocessor (dict | nn.Module, optional): A config without
             ``type``, as mmpretrain writes it, is handed to the student,
