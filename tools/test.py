@@ -9,6 +9,7 @@ from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
 
 import transmamba_mm  # noqa: F401  (makes mmrazor importable)
+from transmamba_mm.apis import with_pipeline
 from transmamba_mm.utils import cli, mistakes
 
 
@@ -89,7 +90,7 @@ def enable_visualization(cfg, args) -> None:
 
 def enable_tta(cfg) -> None:
     """Wrap the model and the pipeline for test-time augmentation."""
-    dataset = cfg.test_dataloader.dataset
+    dataset = with_pipeline(cfg.test_dataloader.dataset)
     if 'tta_model' not in cfg:
         cfg.tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
     if 'tta_pipeline' not in cfg:

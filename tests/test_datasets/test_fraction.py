@@ -1,11 +1,15 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Nested, class-balanced shares of a data set."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.runner import Runner
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from transmamba_mm.datasets.fraction import stratified_indices
 from transmamba_mm.registry import DATASETS
@@ -170,3 +174,126 @@ def test_the_rest_is_what_a_share_leaves(folder):
     assert paths_of(small) < paths_of(kept) and len(small) == 3 + 2 + 1
     with pytest.raises(ValueError, match='leaves no sample'):
         build(pictures(folder), rest=True)
+
+
+# ------------------------------------------------- wrappers, and other labels
+
+
+def wrapped(kind, folder):
+    inner = pictures(folder)
+    return {
+        'repeat': dict(type='RepeatDataset', dataset=inner, times=3),
+        'balanced': dict(
+            type='ClassBalancedDataset', dataset=inner, oversample_thr=0.5
+        ),
+        'concat': dict(type='ConcatDataset', datasets=[inner, inner]),
+        'fold': dict(
+            type='mmpretrain.KFoldDataset', dataset=inner, num_splits=3, seed=0
+        ),
+        'nested': dict(
+            type='RepeatDataset',
+            dataset=dict(type='ConcatDataset', datasets=[inner]),
+            times=2,
+        ),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    'kind', ['repeat', 'balanced', 'concat', 'fold', 'nested']
+)
+def test_wrappers(folder, kind):
+    whole = DATASETS.build(wrapped(kind, folder))
+    part = dict(fraction=0.5, seed=2)
+    kept = build(wrapped(kind, folder), **part)
+    rest = build(wrapped(kind, folder), **part, rest=True)
+    assert len(kept) + len(rest) == len(whole)
+    assert kept.metainfo['classes'] == ('a', 'b', 'c')
+    if kind != 'concat':  # of two sets that hold the same files
+        # No repetition of what is trained on is left for validation.
+        assert not paths_of(kept) & paths_of(rest)
+        assert paths_of(kept) | paths_of(rest) == paths_of(whole)
+    if kind in ('repeat', 'nested'):
+        times = len(kept) // len(paths_of(kept))
+        counts = np.bincount(kept.get_gt_labels()) // times
+        assert counts.tolist() == [6, 3, 1]
+    batch = next(iter(DataLoader(kept, 2, collate_fn=list)))
+    assert [x['gt_label'] for x in batch] == kept.get_gt_labels()[:2].tolist()
+    assert [kept.get_cat_ids(0), len(build(wrapped(kind, folder)))] == [
+        [kept.get_gt_labels()[0]],
+        len(whole),
+    ]
+    again = dict(type='transmamba.FractionDataset', **part)
+    again.update(dataset=wrapped(kind, folder))
+    assert paths_of(build(again, fraction=0.5)) < paths_of(kept)
+    # As MMEngine's loaders, samplers and wrappers use it.
+    loader = Runner.build_dataloader(
+        dict(
+            batch_size=2,
+            num_workers=0,
+            dataset=dict(type='RepeatDataset', times=2, dataset=again),
+            sampler=dict(type='DefaultSampler', shuffle=True),
+            collate_fn=list,
+        )
+    )
+    assert sum(map(len, loader)) == 2 * len(kept)
+
+
+def labelled(tmp_path, labels):
+    data = [
+        dict(
+            img_path=f'{index}.png', **({} if x is None else dict(gt_label=x))
+        )
+        for index, x in enumerate(labels)
+    ]
+    path = tmp_path / 'labels.json'
+    path.write_text(json.dumps(dict(metainfo={}, data_list=data)))
+    return dict(type='mmpretrain.MultiLabelDataset', ann_file=str(path))
+
+
+@pytest.mark.parametrize(
+    'labels',
+    [
+        [[0, 1]] * 10,
+        [[i % 2] * (i % 3) for i in range(10)],
+        [None] * 10,
+        [0, *[None] * 9],
+        [{'colour': 1}] * 10,
+    ],
+)
+def test_no_label_or_several_are_drawn_plainly(tmp_path, labels):
+    share = build(labelled(tmp_path, labels), fraction=0.4)
+    assert len(share) == 4
+    assert type(share).__name__ == 'MultiLabelDataset'
+    rest = build(labelled(tmp_path, labels), fraction=0.4, rest=True)
+    assert not paths_of(share) & paths_of(rest) and len(rest) == 6
+
+
+@DATASETS.register_module(force=True)
+class Squares(Dataset):
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return index**2
+
+
+@DATASETS.register_module(force=True)
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(int, 1)
+
+
+def test_a_data_set_that_is_not_mmengines():
+    share = build(dict(type='Squares'), fraction=0.3)
+    assert len(share) == 3
+    assert {share[i] for i in range(3)} <= {i**2 for i in range(10)}
+    assert share.metainfo == {}
+    with pytest.raises(ValueError, match='Endless has no length'):
+        build(dict(type='Endless'), fraction=0.3)
+
+
+def test_a_pipeline_may_stand_where_others_read_it(folder):
+    inner = pictures(folder)
+    pipeline = inner.pop('pipeline')
+    share = build(inner, pipeline=pipeline, fraction=0.5)
+    assert share[0]['img'].shape == (4, 4, 3)

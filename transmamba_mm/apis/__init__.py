@@ -3,6 +3,7 @@
 
 from .export import export_student
 from .flops import get_flops
+from .inferencers import with_pipeline
 from .model_hub import register_models
 from .official import convert_official
 from .transfer_plan import plan_transfer
@@ -13,4 +14,5 @@ __all__ = [
     'get_flops',
     'plan_transfer',
     'register_models',
+    'with_pipeline',
 ]
