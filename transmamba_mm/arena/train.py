@@ -33,7 +33,7 @@ class Meter(Hook):
     def before_train(self, runner: Runner) -> None:
         """Takes up the sums of an earlier attempt."""
         self.rows = list(runner.message_hub.get_info(_COSTS, []))
-        self.images = self.teacher_images = 0
+        self.images = self.teacher_images = self._in_step = 0
         if isinstance(runner.model, SingleTeacherDistill):
             for teacher in teachers_of(runner.model.teacher).values():
                 teacher.register_forward_pre_hook(self._see_teacher)
@@ -50,7 +50,7 @@ class Meter(Hook):
             )
 
     def _see_teacher(self, module: torch.nn.Module, args: tuple) -> None:
-        self.teacher_images += len(args[0])
+        self._in_step += len(args[0])
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Starts the clocks."""
@@ -58,6 +58,12 @@ class Meter(Hook):
         if self.tracker:
             self.tracker.start_task(f'epoch {runner.epoch}')
         self._start = self._clocks()
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Forgets what other hooks, such as checks, have made of teachers."""
+        self._in_step = 0
 
     def after_train_iter(
         self,
@@ -68,6 +74,7 @@ class Meter(Hook):
     ) -> None:
         """Counts the images of a step."""
         self.images += len(data_batch['inputs'])
+        self.teacher_images += self._in_step
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Adds a row of sums since the start of the training."""
