@@ -35,10 +35,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transmamba_mm.models.layers.linear import Linear
 from transmamba_mm.models.layers.norm import RMSNorm
 from transmamba_mm.ops import (
     causal_conv1d_silu,
+    linear,
     scan_backends,
     selective_scan,
 )
@@ -46,6 +46,14 @@ from transmamba_mm.ops import (
 DIM, INNER, RANK, STATES, WIDTH = 192, 384, 12, 16, 4
 DEPTH, BATCH, LENGTH = 24, 8, 197
 BAR = 1.7
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` by our linear map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., in_features) to (..., out_features)."""
+        return linear(x, self.weight, self.bias)
 
 
 class Direction(nn.Module):

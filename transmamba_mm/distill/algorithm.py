@@ -24,6 +24,7 @@ from transmamba_mm.contract import (
     Teachers,
 )
 from transmamba_mm.contract.roles import in_group, split_role
+from transmamba_mm.contract.start_values import draw_start_values
 from transmamba_mm.registry import MODELS
 
 from .distiller import MethodDistiller
@@ -207,6 +208,11 @@ class TransMambaDistill(SingleTeacherDistill):
     def init_weights(self) -> None:
         """Initialises the student and loads the teacher."""
         self.load_teacher()
+        if not self.is_init:
+            # MMEngine does not reach what hangs on mmrazor's distillers.
+            for module in self.distiller.modules():
+                if isinstance(module, PairAware):
+                    draw_start_values(module)
         super().init_weights()
 
     def load_teacher(self) -> None:

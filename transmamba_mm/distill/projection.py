@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from transmamba_mm.contract import MambaStudent, Pair, PairAware, TokenRecord
 from transmamba_mm.contract.layer_map import LayerMap, resolve_layer_map
-from transmamba_mm.ops import linear
+from transmamba_mm.ops import with_fast_linears
 from transmamba_mm.registry import MODELS
 
 
@@ -109,4 +109,4 @@ class LayerProjection(LayerMaps):
 
     def _apply_map(self, each: nn.Linear, tokens: Tensor) -> Tensor:
         """See :meth:`LayerMaps._apply_map`."""
-        return linear(tokens, each.weight, each.bias)
+        return with_fast_linears(each, tokens)

@@ -8,7 +8,7 @@ from .dispatch import (
     selected_backend,
     use_scan_backend,
 )
-from .linear import linear
+from .linear import linear, with_fast_linears
 from .rms_norm import rms_norm
 from .selective_scan import multi_scan, selective_scan
 from .state_step import selective_state_step
@@ -27,4 +27,5 @@ __all__ = [
     'selective_scan',
     'selective_state_step',
     'use_scan_backend',
+    'with_fast_linears',
 ]

@@ -45,7 +45,12 @@ def cached_tensors(maxsize: int) -> Callable:
         @functools.lru_cache(maxsize)
         def cached(*args: Any) -> tuple[Tensor, ...]:
             with lasting_tensors():
-                return make(*args)
+                tensors = make(*args)
+            # As `mark_static` does, which imports the compiler: sizes of
+            # constants are numbers, under `dynamic=True` as well.
+            for tensor in tensors:
+                tensor._dynamo_static_indices = set(range(tensor.dim()))
+            return tensors
 
         def constant(*args: Any) -> tuple[Tensor, ...]:
             return cached(*args)

@@ -1,6 +1,7 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """The selective scan, the operator in the middle of every Mamba block."""
 
+import operator
 from collections.abc import Sequence
 from typing import Optional, Union
 
@@ -161,7 +162,8 @@ def multi_scan(
     K = len(reverse)
     if orders is not None and isinstance(orders, Tensor) and orders.dim() == 2:
         if K == 1:
-            reverse = reverse * orders.shape[0]
+            # To torch.compile, the size may be a symbol.
+            reverse = reverse * operator.index(orders.shape[0])
         elif orders.shape[0] != K:
             raise ValueError(
                 f'reverse: expected one bool or as many as orders has rows, '

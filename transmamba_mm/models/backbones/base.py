@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Optional, Union
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, PretrainedInit, update_init_info
+from mmengine.model import PretrainedInit, update_init_info
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -37,6 +37,7 @@ from transmamba_mm.contract.class_tokens import (
     join_class_tokens,
     split_class_tokens,
 )
+from transmamba_mm.contract.start_values import FreshStart
 from transmamba_mm.contract.taps import (
     Grid,
     active_taps,
@@ -50,7 +51,7 @@ TRUNC_NORMAL_INIT = [
 ]
 
 
-class MambaBackbone(GridStudent, BaseModule):
+class MambaBackbone(GridStudent, FreshStart):
     r"""Base class of student backbones, in mmpretrain's conventions.
 
     A subclass registers ``patch_embed`` (with ``init_out_size``), ``layers``,
@@ -59,7 +60,9 @@ class MambaBackbone(GridStudent, BaseModule):
     attributes of :class:`~transmamba_mm.contract.GridStudent` and below. Its
     constructor calls, in this order, this class's, :meth:`_resolve_arch`,
     :meth:`_add_outputs` once ``layer_dims`` is known, and, at its end,
-    :meth:`_freeze_stages`; its ``forward`` ends with :meth:`_run_layers`.
+    ``reset_parameters``, if it has one, for start values other than those of
+    its parts, and :meth:`_freeze_stages`; its ``forward`` ends with
+    :meth:`_run_layers`.
 
     Attributes:
         MIXER (str): Attribute of a block that holds its mixer.

@@ -78,7 +78,7 @@ class BidirectionalBlock(BaseModule):
 class BidirectionalBackbone(MambaBackbone):
     """Base of the backbones made of :class:`BidirectionalMixer`.
 
-    A subclass calls :meth:`_draw_start_values` and :meth:`_freeze_stages`
+    A subclass calls :meth:`reset_parameters` and :meth:`_freeze_stages`
     when it has registered its own parameters.
 
     Args:
@@ -217,8 +217,11 @@ class BidirectionalBackbone(MambaBackbone):
         self._add_outputs(lambda index: build_token_norm(norm_cfg, dims))
 
     @torch.no_grad()
-    def _draw_start_values(self) -> None:
-        """The start values that Vim and VideoMamba share."""
+    def reset_parameters(self) -> None:
+        """The start values that Vim and VideoMamba share.
+
+        Those of the parts must be fresh; see :class:`FreshStart`.
+        """
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for layer in self.layers:

@@ -273,7 +273,6 @@ class PlainMamba(MambaBackbone):
         if with_pos_embed:
             h, w = self.patch_embed.init_out_size
             self.pos_embed = nn.Parameter(torch.empty(1, h * w, dims))
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.drop_after_pos = nn.Dropout(drop_rate)
 
         rates = self._drop_path_rates(drop_path_rate)
@@ -292,7 +291,13 @@ class PlainMamba(MambaBackbone):
         )
         self.ln1 = nn.LayerNorm(dims, eps=1e-6) if final_norm else None
         self._add_outputs(lambda index: nn.LayerNorm(dims, eps=1e-6))
+        self.reset_parameters()
         self._freeze_stages()
+
+    def reset_parameters(self) -> None:
+        """The official start values, beyond those of the parts."""
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Extracts features.

@@ -223,24 +223,26 @@ class VideoMamba(BidirectionalBackbone):
         self.temporal_pos_embedding = None
         if num_frames is not None:
             self.temporal_pos_embedding = nn.Parameter(
-                torch.zeros(1, self.patch_embed.init_steps, dims)
+                torch.empty(1, self.patch_embed.init_steps, dims)
             )
         # Only where it is used, lest it waits for gradients in vain.
         self.pool_norm = (
             nn.LayerNorm(dims) if pool_norm and out_type == 'pooled' else None
         )
-        self._draw_start_values()
+        self.reset_parameters()
         self._freeze_stages()
 
     @torch.no_grad()
-    def _draw_start_values(self) -> None:
+    def reset_parameters(self) -> None:
         """The official start values, beyond those of the mixers.
 
         The original draws every linear layer anew and zeroes its bias, so
         the step sizes start at softplus(0).
         """
-        super()._draw_start_values()
+        super().reset_parameters()
         nn.init.zeros_(self.cls_token)
+        if self.temporal_pos_embedding is not None:
+            nn.init.zeros_(self.temporal_pos_embedding)
         for layer in self.layers:
             for name, module in layer.mixer.named_children():
                 if isinstance(module, nn.Linear) and name != 'out_proj':

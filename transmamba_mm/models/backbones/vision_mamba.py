@@ -182,13 +182,13 @@ class VisionMamba(BidirectionalBackbone):
             with_cp=with_cp,
             init_cfg=init_cfg,
         )
-        self._draw_start_values()
+        self.reset_parameters()
         self._freeze_stages()
 
     @torch.no_grad()
-    def _draw_start_values(self) -> None:
+    def reset_parameters(self) -> None:
         """The official start values, beyond those of the mixers."""
-        super()._draw_start_values()
+        super().reset_parameters()
         for name in self.class_token_names:
             nn.init.trunc_normal_(getattr(self, name), std=0.02)
         # "LeCun normal", as timm draws it.

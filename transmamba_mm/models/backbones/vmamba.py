@@ -261,20 +261,19 @@ class VMamba(MambaBackbone):
             make_block(embed_dims=dims, drop_path_rate=rate)
             for dims, rate in zip(self.layer_dims, rates)
         )
-        between = [
-            build_downsample(arch['downsample'], *dims)
-            for dims in zip(self.stage_dims, self.stage_dims[1:])
-        ]
+        widths = list(zip(self.stage_dims, self.stage_dims[1:]))
         self.layers = ModuleList(
             ModuleDict(
                 dict(
                     blocks=ModuleList(next(blocks) for _ in range(depth)),
-                    downsample=downsample,
+                    downsample=build_downsample(
+                        arch['downsample'], *widths[stage]
+                    )
+                    if stage < len(widths)
+                    else NoDownsample(),
                 )
             )
-            for depth, downsample in zip(
-                self.depths, [*between, NoDownsample()]
-            )
+            for stage, depth in enumerate(self.depths)
         )
         self.norm = nn.LayerNorm(self.embed_dims) if final_norm else None
         self._add_outputs(lambda stage: nn.LayerNorm(self.stage_dims[stage]))

@@ -3,7 +3,6 @@ from .bidirectional_mixer import BidirectionalMixer
 from .cross_scan_mixer import CrossScanMixer
 from .directional_mixer import DirectionalMixer
 from .ffn import FFN
-from .linear import Linear
 from .norm import RMSNorm
 from .patch_embed import ConvPatchEmbed, OverlapPatchEmbed, TubeletPatchEmbed
 from .plain_mamba_mixer import PlainMambaMixer
@@ -14,7 +13,6 @@ __all__ = [
     'ConvPatchEmbed',
     'CrossScanMixer',
     'DirectionalMixer',
-    'Linear',
     'OverlapPatchEmbed',
     'PlainMambaMixer',
     'RMSNorm',

@@ -9,6 +9,7 @@ the backward direction.
 from typing import Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transmamba_mm.checks import check_int
@@ -18,10 +19,11 @@ from transmamba_mm.ops import (
     linear,
     multi_scan,
     selective_scan,
+    with_fast_linears,
 )
 
 from .directional_mixer import DirectionalMixer
-from .linear import Linear
+from .linear import is_plain
 from .precision import widened
 from .ssm_init import decay_rates, init_step_sizes
 
@@ -88,20 +90,33 @@ class BidirectionalMixer(DirectionalMixer):
         self.bimamba_type = bimamba_type
         d_conv = check_int('d_conv', d_conv)
         self.divide_out = divide_out and bimamba_type == 'v2'
+        self.step_sizes = dt_min, dt_max
         self._add_direction('', d_conv, conv_bias)
-        init_step_sizes(self.dt_proj, dt_min, dt_max)
-        self.A_log = decay_rates(self.d_inner, d_state)
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state))
         if bimamba_type != 'none':
-            self.A_b_log = decay_rates(self.d_inner, d_state)
+            self.A_b_log = nn.Parameter(torch.empty(self.d_inner, d_state))
         if bimamba_type == 'v2':
+            self._add_direction('_b', d_conv, conv_bias)
+        self._add_output(bias, layer_scale)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """See :meth:`DirectionalMixer.reset_parameters`."""
+        super().reset_parameters()
+        init_step_sizes(self.dt_proj, *self.step_sizes)
+        own = dict(self.named_parameters(recurse=False))
+        for name in own.keys() & {'A_log', 'A_b_log'}:
+            own[name].copy_(decay_rates(*own[name].shape))
+        for name in own.keys() & {'D', 'D_b'}:
+            nn.init.ones_(own[name])
+        if self.bimamba_type == 'v2':
             # Not `init_step_sizes`: the original leaves the backward steps
             # at softplus(0).
-            self._add_direction('_b', d_conv, conv_bias)
             nn.init.zeros_(self.dt_proj_b.bias)
-        self._add_output(bias, layer_scale)
-        if bias:
-            nn.init.zeros_(self.in_proj.bias)
-            nn.init.zeros_(self.out_proj.bias)
+        for projection in (self.in_proj, self.out_proj):
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
 
     def _add_direction(self, suffix: str, d_conv: int, bias: bool) -> None:
         """Registers the parameters of one direction."""
@@ -114,15 +129,15 @@ class BidirectionalMixer(DirectionalMixer):
                 groups=self.d_inner,
                 bias=bias,
             ),
-            x_proj=Linear(
+            x_proj=nn.Linear(
                 self.d_inner, self.dt_rank + 2 * self.d_state, bias=False
             ),
-            dt_proj=Linear(self.dt_rank, self.d_inner),
+            dt_proj=nn.Linear(self.dt_rank, self.d_inner),
         )
         for name, module in modules.items():
             self.add_module(name + suffix, module)
         self.register_parameter(
-            'D' + suffix, nn.Parameter(torch.ones(self.d_inner))
+            'D' + suffix, nn.Parameter(torch.empty(self.d_inner))
         )
 
     def sequence_orders(
@@ -134,31 +149,69 @@ class BidirectionalMixer(DirectionalMixer):
 
     def mix(self, x: Tensor, grid: Grid, merge: bool) -> Tensor:
         """See :meth:`DirectionalMixer.mix`; only taps see the grid."""
-        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, z = with_fast_linears(self.in_proj, x).chunk(2, dim=-1)
         if self.bimamba_type == 'none':
             y = self._scan_forward(u, z, grid)
             return y if merge else y.unsqueeze(1)
         scan = self._scan_v1 if self.bimamba_type == 'v1' else self._scan_v2
         return scan(u, z, grid, merge)
 
+    def _convolved(self, u: Tensor) -> Tensor:
+        """Convolves forward, and backward in a layer axis of v2.
+
+        Args:
+            u (Tensor): Tokens (B, L, d_inner).
+
+        Returns:
+            Tensor: (B, L, d_inner), or (B, 2, L, d_inner) of v2.
+        """
+        both = self.bimamba_type == 'v2'
+        convs = (self.conv1d, self.conv1d_b) if both else (self.conv1d,)
+        if not all(is_plain(conv, nn.Conv1d) for conv in convs):
+            outs = [
+                self._called(*pair, u) for pair in zip(convs, (False, True))
+            ]
+            return torch.stack(outs, dim=1) if both else outs[0]
+        weights = [conv.weight.squeeze(1) for conv in convs]
+        biases = [conv.bias for conv in convs]
+        if not both:
+            return causal_conv1d_silu(u, weights[0], biases[0])
+        return causal_conv1d_silu(
+            u,
+            torch.stack(weights),
+            None if biases[0] is None else torch.stack(biases),
+            reverse=(False, True),
+        )
+
+    @staticmethod
+    def _called(conv: nn.Module, reverse: bool, u: Tensor) -> Tensor:
+        """A convolution as the module that it is, for what is attached."""
+        x = (u.flip(1) if reverse else u).mT
+        y = F.silu(conv(x)[..., : x.shape[-1]]).mT
+        return y.flip(1) if reverse else y
+
     def _steps(
-        self, u: Tensor, x_proj: Linear, dt_proj: Linear
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Step sizes without bias (B, L, d_inner), B and C (B, L, N)."""
-        dt, B, C = x_proj(u).split(
+        self, u: Tensor, x_proj: nn.Module, dt_proj: nn.Module
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Step sizes without bias (B, L, d_inner), B and C (B, L, N), bias.
+
+        The bias (d_inner,) belongs to the scan, which adds it in full
+        precision; it is zero where what stands for ``dt_proj`` has added it.
+        """
+        dt, B, C = with_fast_linears(x_proj, u).split(
             [self.dt_rank, self.d_state, self.d_state], dim=-1
         )
-        # The bias belongs to the scan, which adds it in full precision.
-        return linear(dt, dt_proj.weight), B, C
+        if is_plain(dt_proj, nn.Linear):
+            return linear(dt, dt_proj.weight), B, C, dt_proj.bias
+        delta = dt_proj(dt)
+        return delta, B, C, delta.new_zeros(self.d_inner)
 
     def _scan_v1(
         self, u: Tensor, z: Tensor, grid: Grid, merge: bool
     ) -> Tensor:
         """Both directions over the same convolved tokens; see _scan_v2."""
-        u = causal_conv1d_silu(
-            u, self.conv1d.weight.squeeze(1), self.conv1d.bias
-        )
-        dt, B, C = self._steps(u, self.x_proj, self.dt_proj)
+        u = self._convolved(u)
+        dt, B, C, bias = self._steps(u, self.x_proj, self.dt_proj)
         self.taps.show_maps(B, C, grid)
         A_log = torch.stack([self.A_log, self.A_b_log])
         return multi_scan(
@@ -169,7 +222,7 @@ class BidirectionalMixer(DirectionalMixer):
             C.mT,
             D=widened(self.D),
             z=z.mT,
-            delta_bias=widened(self.dt_proj.bias),
+            delta_bias=widened(bias),
             delta_softplus=True,
             reverse=(False, True),
             merge='sum' if merge else 'stack',
@@ -190,23 +243,16 @@ class BidirectionalMixer(DirectionalMixer):
             Tensor: What ``out_proj`` reads, (B, L, d_inner), or each
             direction's summand of it, (B, 2, L, d_inner).
         """
-        convs = self.conv1d, self.conv1d_b
-        has_bias = self.conv1d.bias is not None
-        u = causal_conv1d_silu(
-            u,
-            torch.stack([conv.weight.squeeze(1) for conv in convs]),
-            torch.stack([conv.bias for conv in convs]) if has_bias else None,
-            reverse=(False, True),
-        )
+        u = self._convolved(u)
         # Slices would each get a full-size gradient.
         forward, backward = u.unbind(1)
-        steps = zip(
+        steps = (
             self._steps(forward, self.x_proj, self.dt_proj),
             self._steps(backward, self.x_proj_b, self.dt_proj_b),
         )
-        dt, B, C = (torch.stack(pair, dim=1) for pair in steps)
+        *pairs, biases = zip(*steps)
+        dt, B, C = (torch.stack(pair, dim=1) for pair in pairs)
         self.taps.show_maps(B, C, grid)
-        bias = torch.stack([self.dt_proj.bias, self.dt_proj_b.bias])
         y = multi_scan(
             u.mT,
             dt.mT,
@@ -215,7 +261,7 @@ class BidirectionalMixer(DirectionalMixer):
             C.mT,
             D=widened(torch.stack([self.D, self.D_b])),
             z=z.mT,
-            delta_bias=widened(bias),
+            delta_bias=widened(torch.stack(biases)),
             delta_softplus=True,
             reverse=(False, True),
             merge='sum' if merge else 'stack',
@@ -225,10 +271,8 @@ class BidirectionalMixer(DirectionalMixer):
 
     def _scan_forward(self, u: Tensor, z: Tensor, grid: Grid) -> Tensor:
         """Gated output (B, L, d_inner) of the only direction."""
-        u = causal_conv1d_silu(
-            u, self.conv1d.weight.squeeze(1), self.conv1d.bias
-        )
-        dt, B, C = self._steps(u, self.x_proj, self.dt_proj)
+        u = self._convolved(u)
+        dt, B, C, bias = self._steps(u, self.x_proj, self.dt_proj)
         self.taps.show_maps(B, C, grid)
         return selective_scan(
             u.mT,
@@ -238,6 +282,6 @@ class BidirectionalMixer(DirectionalMixer):
             C.mT,
             D=widened(self.D),
             z=z.mT,
-            delta_bias=widened(self.dt_proj.bias),
+            delta_bias=widened(bias),
             delta_softplus=True,
         ).mT

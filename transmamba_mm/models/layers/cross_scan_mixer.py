@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transmamba_mm.contract.taps import Grid
-from transmamba_mm.ops import linear, multi_scan
+from transmamba_mm.ops import linear, multi_scan, with_fast_linears
 
 from .directional_mixer import DirectionalMixer
 from .precision import widened
@@ -72,15 +72,18 @@ class CrossScanMixer(DirectionalMixer):
         )
         self.dt_projs_weight = nn.Parameter(torch.empty(K, E, self.dt_rank))
         self.dt_projs_bias = nn.Parameter(torch.empty(K, E))
-        self.A_logs = decay_rates(K * E, d_state)
-        self.Ds = nn.Parameter(torch.ones(K * E))
+        self.A_logs = nn.Parameter(torch.empty(K * E, d_state))
+        self.Ds = nn.Parameter(torch.empty(K * E))
         self.out_norm = nn.LayerNorm(E)
         self._add_output()
-        self._draw_start_values()
+        self.reset_parameters()
 
     @torch.no_grad()
-    def _draw_start_values(self) -> None:
+    def reset_parameters(self) -> None:
         """The official start values of what mmengine does not initialise."""
+        super().reset_parameters()
+        self.A_logs.copy_(decay_rates(*self.A_logs.shape))
+        nn.init.ones_(self.Ds)
         bound = 1 / math.sqrt(self.d_inner)
         nn.init.uniform_(self.x_proj_weight, -bound, bound)
         bound = 1 / math.sqrt(self.dt_rank)
@@ -89,7 +92,7 @@ class CrossScanMixer(DirectionalMixer):
 
     def mix(self, x: Tensor, grid: Grid, merge: bool) -> Tensor:
         """See :meth:`DirectionalMixer.mix`."""
-        u, gate = self.in_proj(x), None
+        u, gate = with_fast_linears(self.in_proj, x), None
         if self.gated:
             u, gate = u.chunk(2, dim=-1)
             gate = F.silu(gate)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transmamba_mm.checks import check_directions, check_int, check_width
 from transmamba_mm.contract.scan_orders import scan_order
 from transmamba_mm.contract.taps import DirectionTaps, Grid
-from transmamba_mm.ops import linear
+from transmamba_mm.ops import linear, with_fast_linears
 from transmamba_mm.ops.caching import cached_tensors
 
-from .linear import Linear
+from .linear import bias_of, is_plain
 
 
 @cached_tensors(maxsize=64)
@@ -37,7 +37,7 @@ class DirectionalMixer(nn.Module, ABC):
     """A token mixer whose scan directions add up.
 
     A subclass calls :meth:`_add_output` when it has registered its own
-    parameters, and defines :meth:`mix`.
+    parameters, then :meth:`reset_parameters`, and defines :meth:`mix`.
 
     Args:
         embed_dims (int): Token width ``d_model``.
@@ -79,7 +79,7 @@ class DirectionalMixer(nn.Module, ABC):
         if dt_rank is None:
             dt_rank = math.ceil(embed_dims / 16)
         self.dt_rank = check_int('dt_rank', dt_rank, instead=', or None')
-        self.in_proj = Linear(
+        self.in_proj = nn.Linear(
             embed_dims, (2 if gated else 1) * self.d_inner, bias=bias
         )
 
@@ -93,13 +93,20 @@ class DirectionalMixer(nn.Module, ABC):
             layer_scale (float): Initial value of a learned output scale; 0
                 for none. Defaults to 0.
         """
-        self.out_proj = Linear(self.d_inner, self.embed_dims, bias=bias)
+        self.out_proj = nn.Linear(self.d_inner, self.embed_dims, bias=bias)
+        self.layer_scale = layer_scale
         self.gamma = (
-            nn.Parameter(layer_scale * torch.ones(self.embed_dims))
-            if layer_scale
-            else None
+            nn.Parameter(torch.empty(self.embed_dims)) if layer_scale else None
         )
         self.taps = DirectionTaps(self.directions)
+
+    def reset_parameters(self) -> None:
+        """Draws start values other than those of the parts.
+
+        A subclass extends it.
+        """
+        if self.gamma is not None:
+            nn.init.constant_(self.gamma, self.layer_scale)
 
     @abstractmethod
     def mix(self, x: Tensor, grid: Grid, merge: bool) -> Tensor:
@@ -146,7 +153,8 @@ class DirectionalMixer(nn.Module, ABC):
             Tensor: (B, L, embed_dims).
         """
         if not any(map(self.taps.active, self.directions)):
-            out = self.out_proj(self.mix(x, grid, merge=True))
+            inner = self.mix(x, grid, merge=True)
+            out = with_fast_linears(self.out_proj, inner)
             return out if self.gamma is None else out * self.gamma
         # Projecting each direction replaces projecting their sum.
         inner, parts = self._by_direction(x, grid)
@@ -157,7 +165,7 @@ class DirectionalMixer(nn.Module, ABC):
         ):
             self.taps.emit(name, *tokens, order, grid)
         out = parts.sum(1)
-        bias = self.out_proj.bias
+        bias = bias_of(self.out_proj, inner)
         if bias is not None:
             out = out + (bias if self.gamma is None else bias * self.gamma)
         return out
@@ -177,5 +185,10 @@ class DirectionalMixer(nn.Module, ABC):
     def _by_direction(self, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Each direction before ``out_proj``, and after it."""
         inner = self.mix(x, grid, merge=False)
-        parts = linear(inner, self.out_proj.weight)
+        if is_plain(self.out_proj, nn.Linear):
+            parts = linear(inner, self.out_proj.weight)
+        else:
+            parts = self.out_proj(inner)
+            bias = bias_of(self.out_proj, inner)
+            parts = parts if bias is None else parts - bias
         return inner, parts if self.gamma is None else parts * self.gamma

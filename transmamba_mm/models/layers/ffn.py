@@ -1,15 +1,17 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """The FFN of a Transformer block, for the students that have one."""
 
+from typing import Optional
+
 from mmcv.cnn.bricks.transformer import FFN as _FFN
+from torch import Tensor
 
 from transmamba_mm.checks import check_width
-
-from .linear import Linear
+from transmamba_mm.ops import with_fast_linears
 
 
 class FFN(_FFN):
-    """mmcv's ``FFN`` with GELU, on our faster :class:`Linear`.
+    """mmcv's ``FFN`` with GELU, on the faster CPU matrix product.
 
     Args:
         embed_dims (int): Token width.
@@ -35,5 +37,7 @@ class FFN(_FFN):
             ffn_drop=drop_rate,
             dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
         )
-        self.layers[0][0] = Linear.sharing(self.layers[0][0])
-        self.layers[1] = Linear.sharing(self.layers[1])
+
+    def forward(self, x: Tensor, identity: Optional[Tensor] = None) -> Tensor:
+        """Maps tokens (B, L, C), and adds ``identity``, or else ``x``."""
+        return with_fast_linears(super().forward, x, identity)

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from transmamba_mm.checks import check_int
 from transmamba_mm.contract.scan_orders import scan_order
 from transmamba_mm.contract.taps import Grid
-from transmamba_mm.ops import multi_scan
+from transmamba_mm.ops import multi_scan, with_fast_linears
 from transmamba_mm.ops.caching import cached_tensors
 
 from .directional_mixer import DirectionalMixer
-from .linear import Linear
+from .linear import bias_of
 from .precision import widened
 from .ssm_init import decay_rates, init_step_sizes
 
@@ -121,16 +121,25 @@ class PlainMambaMixer(DirectionalMixer):
             groups=self.d_inner,
             bias=conv_bias,
         )
-        self.x_proj = Linear(
+        self.x_proj = nn.Linear(
             self.d_inner, self.dt_rank + 2 * d_state, bias=False
         )
-        self.dt_proj = Linear(self.dt_rank, self.d_inner)
-        self.A_log = decay_rates(self.d_inner, d_state)
-        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.step_sizes = dt_min, dt_max
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state))
+        self.D = nn.Parameter(torch.empty(self.d_inner))
         self.direction_Bs = nn.Parameter(torch.empty(5, d_state))
         self._add_output(bias, layer_scale)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """See :meth:`DirectionalMixer.reset_parameters`."""
+        super().reset_parameters()
+        init_step_sizes(self.dt_proj, *self.step_sizes)
+        self.A_log.copy_(decay_rates(*self.A_log.shape))
+        nn.init.ones_(self.D)
         nn.init.trunc_normal_(self.direction_Bs, std=0.02)
-        init_step_sizes(self.dt_proj, dt_min, dt_max)
 
     def sequence_orders(
         self, length: int, grid: Grid, device: torch.device
@@ -140,7 +149,7 @@ class PlainMambaMixer(DirectionalMixer):
 
     def mix(self, x: Tensor, grid: Grid, merge: bool) -> Tensor:
         """See :meth:`DirectionalMixer.mix`."""
-        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, z = with_fast_linears(self.in_proj, x).chunk(2, dim=-1)
         u = u.transpose(1, 2).unflatten(2, grid)
         u = F.silu(self.conv2d(u)).flatten(2).transpose(1, 2)
         gate = F.silu(z)
@@ -161,19 +170,19 @@ class PlainMambaMixer(DirectionalMixer):
             raster order.
         """
         orders, moves = _scan_tables(self.directions, *grid, str(u.device))
-        dt, B, C = self.x_proj(u).split(
+        dt, B, C = with_fast_linears(self.x_proj, u).split(
             [self.dt_rank, self.d_state, self.d_state], dim=-1
         )
         B = B.unsqueeze(1) + self.direction_Bs[moves]  # (B, K, L, N)
         self.taps.show_maps(B, C, grid)
         y = multi_scan(
             u.mT,
-            self.dt_proj(dt).mT,
+            with_fast_linears(self.dt_proj, dt).mT,
             -torch.exp(widened(self.A_log)),
             B.mT,
             C.mT,
             D=widened(self.D),
-            delta_bias=widened(self.dt_proj.bias),
+            delta_bias=widened(bias_of(self.dt_proj, dt)),
             delta_softplus=True,
             orders=orders,
             by_step=True,

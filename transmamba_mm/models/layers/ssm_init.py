@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def decay_rates(d_inner: int, d_state: int) -> nn.Parameter:
+def decay_rates(d_inner: int, d_state: int) -> Tensor:
     """``A_log`` of ``A = -(1, 2, ..., N)`` in every channel.
 
     Args:
@@ -16,10 +16,10 @@ def decay_rates(d_inner: int, d_state: int) -> nn.Parameter:
         d_state (int): State size N.
 
     Returns:
-        nn.Parameter: (d_inner, d_state).
+        Tensor: (d_inner, d_state).
     """
     rates = torch.arange(1.0, d_state + 1).log()
-    return nn.Parameter(rates.repeat(d_inner, 1))
+    return rates.repeat(d_inner, 1)
 
 
 def init_step_sizes(

@@ -25,9 +25,9 @@ from transmamba_mm.checks import (
     check_width,
 )
 from transmamba_mm.contract.taps import Grid
+from transmamba_mm.ops import with_fast_linears
 
 from .cross_scan_mixer import CrossScanMixer
-from .linear import Linear
 
 
 def _to_map(tokens: Tensor, grid: Grid) -> Tensor:
@@ -186,7 +186,7 @@ class MergeDownsample(nn.Module):
 
     def __init__(self, in_dims: int, out_dims: int) -> None:
         super().__init__()
-        self.reduction = Linear(4 * in_dims, out_dims, bias=False)
+        self.reduction = nn.Linear(4 * in_dims, out_dims, bias=False)
         self.norm = nn.LayerNorm(4 * in_dims)
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
@@ -196,7 +196,8 @@ class MergeDownsample(nn.Module):
         corners = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
         x = torch.cat(corners, dim=-1)
         grid = tuple(x.shape[1:3])
-        return self.reduction(self.norm(x.flatten(1, 2))), grid
+        x = self.norm(x.flatten(1, 2))
+        return with_fast_linears(self.reduction, x), grid
 
 
 def build_downsample(version: str, in_dims: int, out_dims: int) -> nn.Module:
@@ -234,15 +235,15 @@ class VMambaMlp(nn.Module):
         self, embed_dims: int, hidden_dims: int, drop_rate: float
     ) -> None:
         super().__init__()
-        self.fc1 = Linear(embed_dims, hidden_dims)
+        self.fc1 = nn.Linear(embed_dims, hidden_dims)
         self.act = nn.GELU()
-        self.fc2 = Linear(hidden_dims, embed_dims)
+        self.fc2 = nn.Linear(hidden_dims, embed_dims)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps tokens (B, L, C) to the same shape."""
-        x = self.drop(self.act(self.fc1(x)))
-        return self.drop(self.fc2(x))
+        x = self.drop(self.act(with_fast_linears(self.fc1, x)))
+        return self.drop(with_fast_linears(self.fc2, x))
 
 
 class VMambaBlock(BaseModule):

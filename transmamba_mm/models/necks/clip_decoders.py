@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
+from transmamba_mm.contract.start_values import FreshStart
 from transmamba_mm.ops.caching import cached_tensors
 from transmamba_mm.registry import MODELS
 
@@ -47,6 +48,10 @@ class _Decoder(BaseModule):
         super().__init__()
         self.head = nn.Linear(embed_dims, clip_dims)
         self.norm = nn.LayerNorm(clip_dims)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws start values other than the norm's."""
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -55,7 +60,7 @@ class _Decoder(BaseModule):
 
 
 @MODELS.register_module()
-class ClipDecoders(BaseModule):
+class ClipDecoders(FreshStart):
     """Maps the features of several layers to CLIP's, a decoder for each.
 
     Example:
