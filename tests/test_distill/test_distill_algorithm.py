@@ -6,8 +6,10 @@ import copy
 import pytest
 import torch
 from distill_cases import (
+    METHODS,
     PREPROCESSOR,
     SAME,
+    of_methods,
     only_kl,
     student_grads,
     total,
@@ -26,6 +28,7 @@ from mmrazor.engine.hooks import StopDistillHook
 from torch import nn
 
 from transmamba_mm.compat.cpu_training import CpuAmpOptimWrapper
+from transmamba_mm.distill import TransMambaDistill
 from transmamba_mm.registry import MODELS
 
 # Terms of a gradient may be added in another order.
@@ -382,3 +385,30 @@ def test_two_alpha_weighted_losses_log_apart():
     losses = model(images, samples, mode='loss')
     assert {'distill.tm_w_max', 'distill.uniform_w_max'} <= set(losses)
     assert losses['distill.uniform_w_max'] == 0.5  # two layers
+
+
+def test_what_methods_learn_is_drawn_by_init_weights(make):
+    """So that it can be built on ``meta``, with memory full of garbage."""
+    kinds = ('transmamba', 'learned_hidden', 'bridge', 'ofa')
+    methods = [METHODS[kind] for kind in kinds]
+
+    def drawn(garbage):
+        torch.manual_seed(0)
+        model = TransMambaDistill(
+            architecture=tiny_student(),
+            teacher=tiny_teacher(),
+            distiller=of_methods(*methods),
+            teacher_ckpt=make().teacher_ckpt,
+        )
+        own = model.distiller
+        if garbage:
+            with torch.no_grad():
+                for tensor in (*own.parameters(), *own.buffers()):
+                    tensor.fill_(77)
+        model.init_weights()
+        return own.state_dict()
+
+    want, got = drawn(False), drawn(True)
+    assert len(want) > 20
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, msg=name)

@@ -38,6 +38,11 @@ class KeptChannels(nn.Module):
             empty = torch.full((width,), -1)
             self.register_buffer(f'width_{width}', empty)
 
+    def reset_parameters(self) -> None:
+        """Forgets all channels."""
+        for index in self.buffers(recurse=False):
+            index.fill_(-1)
+
     def take(self, kept: Mapping[int, Tensor]) -> None:
         """Takes the channels (width,) that stage one kept, by width."""
         for width, index in kept.items():
