@@ -73,3 +73,14 @@ def test_grids_of_the_papers_size_can_be_built(name, monkeypatch, tmp_path):
         assert job.base.auto_scale_lr.enable
     beside = beside_paper(grid, make_leaderboard(grid, []))
     assert beside.count('not run') == len(grid.paper) > 5
+
+
+def test_what_is_published_is_of_these_configs(monkeypatch):
+    """A change that alters no result must not alter a digest, see plan.py."""
+    monkeypatch.chdir(ROOT)
+    published = [*(ROOT / 'docs/results/arena').glob('*/*/result.json')]
+    for folder in {path.parents[1] for path in published}:
+        jobs = plan_jobs(read_grid(f'configs/arena/{folder.name}.py'), folder)
+        for job in jobs:
+            if (job.folder / 'result.json').exists():
+                assert job.is_finished(), job.cell.key
