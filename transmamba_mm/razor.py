@@ -8,9 +8,8 @@ makes mmrazor importable on PyTorch 2. Import from here instead::
 
     from transmamba_mm.razor import ConfigurableDistiller, KLDivergence
 
-Recorders and deliveries are named by strings, e.g. 'mmrazor.ModuleOutputs',
-in lazy configs too: mmrazor appends 'Recorder' to the name. Their classes
-are here to be subclassed.
+Recorders and deliveries may be named by their classes here, or by strings
+without 'Recorder' or 'Delivery', e.g. 'mmrazor.ModuleOutputs'.
 
 Nothing more is needed here: importing this module runs ``transmamba_mm``'s
 ``__init__`` first, and with it :func:`transmamba_mm.compat.apply`.

@@ -18,7 +18,7 @@ from typing import Any, Optional
 from mmengine.config import Config
 
 from transmamba_mm.checkpoints import find_latest_checkpoint
-from transmamba_mm.utils.cli import RUNNER_KEYS, check_config_keys
+from transmamba_mm.utils.cli import RUNNER_KEYS, check_config_keys, settings_of
 
 from .grid import Cell, Grid
 from .results import choose, read_result
@@ -153,7 +153,7 @@ def plan_jobs(grid: Grid, out_dir: Path) -> list[Job]:
             _check_key(cfg, each, cell)
         # Merging takes `_delete_` out of what it merges.
         cfg.merge_from_dict(deepcopy(options))
-        check_config_keys(cfg)
+        check_config_keys(settings_of(cfg))
         cfg.merge_from_dict(dict.fromkeys(grid.seed_keys, cell.seed))
         folder = out_dir / cell.key
         jobs[cell.key] = Job(grid, cell, cfg, folder, needs, searches)

@@ -23,12 +23,14 @@ from .mmcv_images import UnreadableImageError, name_unreadable_images
 from .mmengine_json import write_standard_json
 from .mmpretrain_multimodal import guard_multimodal
 from .mmrazor_kd import ensure_mmrazor
+from .mmrazor_lazy import accept_classes
 
 __all__ = [
     'CpuAmpOptimWrapper',
     'Problem',
     'UnreadableImageError',
     'UntrustedFileError',
+    'accept_classes',
     'allow_mmengine_checkpoints',
     'apply',
     'drop_any_default_hook',
@@ -47,6 +49,7 @@ __all__ = [
 _CURES = {
     'mmpretrain multimodal guard': guard_multimodal,
     'mmrazor distillation half': ensure_mmrazor,
+    'mmrazor classes in lazy configs': accept_classes,
     'mmengine checkpoints': allow_mmengine_checkpoints,
     'mmengine checkpoint hook': keep_to_own_checkpoints,
     'mmengine default hooks': drop_any_default_hook,

@@ -16,6 +16,7 @@ import os.path as osp
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ __all__ = [
     'set_dataloader_defaults',
     'set_launcher',
     'set_work_dir',
+    'settings_of',
 ]
 
 #: Top-level keys that MMEngine, mmpretrain or their tools act on.
@@ -196,7 +198,10 @@ def load_config(args: argparse.Namespace) -> Config:
     if args.cfg_options:
         with explained(cfg, '--cfg-options'):
             cfg.merge_from_dict(args.cfg_options)
-    check_config_keys(cfg)
+    settings = settings_of(cfg)
+    check_config_keys(settings)
+    for key in set(cfg) - {*settings, *RUNNER_KEYS}:
+        cfg.pop(key)  # MMEngine cannot write all of it
     _check_config_values(cfg.to_dict())
     return cfg
 
@@ -228,6 +233,27 @@ def set_launcher(cfg: Config, args: argparse.Namespace) -> None:
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
+
+
+def settings_of(cfg: Config) -> list[str]:
+    """Top-level keys of a config that are no imports, classes or functions.
+
+    Lazy configs have such keys.
+
+    Args:
+        cfg (Config): The config.
+
+    Returns:
+        list[str]: The keys.
+    """
+    imported = cfg._imported_names
+    return [
+        key
+        for key, value in cfg.items()
+        if key not in imported
+        and not callable(value)
+        and not isinstance(value, ModuleType)
+    ]
 
 
 def check_config_keys(keys: Iterable[str]) -> None:
