@@ -239,11 +239,6 @@ def test_explicit_number_of_extra_tokens(teacher):
     assert tokens.shape == (4, 17 - 3, 16)
 
 
-def test_unknown_number_of_extra_tokens():
-    with pytest.raises(ValueError, match='set num_extra_tokens'):
-        PatchTokensRecorder(r'layers\.0').initialize(Chain())
-
-
 def test_a_teacher_of_no_family_by_pattern_and_number():
     model = nn.Sequential(Chain())
     recorder = PatchTokensRecorder(r'0\.layers\.11', num_extra_tokens=2)

@@ -11,6 +11,7 @@ asked about a student.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Optional
 
 import torch
@@ -157,8 +158,7 @@ class GridStudent(MambaStudent):
             :meth:`class_token_slots` for where they stand.
         patch_embed (nn.Module): Gives the patch tokens (B, L, C) of images
             and their grid. Has ``init_out_size``, the grid that a position
-            embedding is made for, and, in a hierarchical student,
-            ``stride``, the pixels between tokens of the first grid.
+            embedding is made for.
     """
 
     hierarchical: bool = False
@@ -407,6 +407,13 @@ class Student:
             classes, patches = self.backbone.split(tokens, grid)
             records.append(TokenRecord(layer, patches, grid, classes))
         return records
+
+    def normalise(self, record: TokenRecord) -> TokenRecord:
+        """The residual stream after the last layer, by the final norm."""
+        tokens, classes = map(
+            self.backbone.normalise, (record.tokens, record.classes)
+        )
+        return replace(record, tokens=tokens, classes=classes)
 
 
 def _labels(samples: Optional[Sequence[BaseDataElement]] = None) -> Tensor:

@@ -15,7 +15,6 @@ from mmpretrain.models import ImageClassifier, TimmClassifier
 from torch import Tensor, nn
 
 from .families import TeacherError, find_transformer
-from .layer_map import stages_of
 from .records import Grid, TokenRecord
 from .sites import (
     LAYERS,
@@ -60,8 +59,6 @@ class Teacher:
             embedding is made for, if it tells.
         patch_size (int): Side of a patch, pixels.
         stride (int): Pixels between patches.
-        last_stride (int): Pixels between tokens after the last layer, where
-            each stage halves the grid.
 
     Raises:
         TeacherError: If no known family fits.
@@ -176,11 +173,6 @@ class Teacher:
     def stride(self) -> int:
         """int: See the class."""
         return self.module('patch_embed.weight').stride[-1]
-
-    @property
-    def last_stride(self) -> int:
-        """int: See the class."""
-        return self.stride * 2 ** (len(stages_of(self.layer_dims)) - 1)
 
     # ---------------------------------------------------------- its sites
 

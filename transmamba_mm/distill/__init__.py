@@ -7,11 +7,11 @@ from .distiller import MethodDistiller
 from .hooks import DistillMonitor, DistillScheduleHook
 from .losses import DistillLoss, LayerMatchLoss, normalised_mse
 from .methods import AdaptiveBidirectionalDistill, DistillMethod, Reading
+from .patch_tokens import PatchTokensRecorder
 from .projection import LayerProjection
 from .recorders import (
     DirectionTapsRecorder,
     LayerwiseOutputsRecorder,
-    PatchTokensRecorder,
     StudentSiteRecorder,
     TeacherSiteRecorder,
 )

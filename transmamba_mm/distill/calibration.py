@@ -99,9 +99,9 @@ class FeatureCalibration(BaseConnector, PairAware):
         self.grid = tuple(grid) if grid else None
         self.student_backbone = student_backbone
         self.teacher_backbone = teacher_backbone
-        # Pixels between tokens, of the student's first layer over the
-        # teacher's last.
-        self._stride_ratio: Optional[float] = None
+        #: Of the teacher's tokens in this step, told by the algorithm.
+        self.teacher_grid: Optional[Grid] = None
+        self._follows_teacher = False
         self.mlps: Optional[nn.ModuleList] = None
         if None not in (in_channels, out_channels, num_layers, directions):
             self._build()
@@ -127,13 +127,7 @@ class FeatureCalibration(BaseConnector, PairAware):
                 ) from error
             self.out_channels = teacher.embed_dims
         size = pair.teacher_input_size(self.teacher_backbone)
-        if self.grid is None and (size or backbone.hierarchical):
-            teacher = pair.teacher(self.teacher_backbone)
-            if size:
-                self.grid = tuple(side // teacher.last_stride for side in size)
-            else:
-                stride = backbone.patch_embed.stride
-                self._stride_ratio = stride / teacher.last_stride
+        self._follows_teacher = backbone.hierarchical or size is not None
         self._build()
 
     def _build(self) -> None:
@@ -180,10 +174,16 @@ class FeatureCalibration(BaseConnector, PairAware):
 
     def _target_grid(self, feature: list[TapRecord]) -> Optional[Grid]:
         """The grid to interpolate to, if any."""
-        if self._stride_ratio is None:
+        if self.grid is not None or not self._follows_teacher:
             return self.grid
-        first = min(feature, key=lambda record: record.layer).grid
-        return tuple(round(side * self._stride_ratio) for side in first)
+        rank = len(feature[0].grid)
+        if self.teacher_grid is None or len(self.teacher_grid) != rank:
+            raise ValueError(
+                "FeatureCalibration cannot tell the grid of the teacher's "
+                'tokens: record them with transmamba.PatchTokens without a '
+                'source, or set grid=(h, w)'
+            )
+        return self.teacher_grid
 
     def _calibrate(self, record: TapRecord, grid: Optional[Grid]) -> TapRecord:
         if grid is not None:

@@ -24,7 +24,7 @@ from transmamba_mm.contract import (
     find_student,
     teacher_at,
 )
-from transmamba_mm.contract.sites import LAYERS, LOGITS, TOKENS, Captured
+from transmamba_mm.contract.sites import LOGITS, Captured
 from transmamba_mm.contract.teacher import Classifier
 from transmamba_mm.registry import TASK_UTILS
 
@@ -194,104 +194,6 @@ class TeacherSiteRecorder(SiteRecorder):
             if self.source != LOGITS or (named and one is model):
                 raise
             return Classifier(one)
-
-
-@TASK_UTILS.register_module()
-class PatchTokensRecorder(LayerwiseOutputsRecorder):
-    r"""Records a Transformer's patch tokens, class tokens cut off.
-
-    The record is a list of (B, L, C), one per layer; by default it has one
-    entry, the teacher's last layer after its final norm. In configs
-    ``type='transmamba.PatchTokens'``.
-
-    Args:
-        source (str, optional): Regular expression of the modules, for
-            teachers that are none of
-            :data:`~transmamba_mm.contract.FAMILIES`. Where it matches the
-            layers and the final norm after them, the norm replaces the last
-            layer, whose output it normalises. Defaults to None: the layers
-            that the teacher's family tells of.
-        num_extra_tokens (int, optional): Leading tokens to drop. Defaults to
-            None, as many as the teacher's family tells of.
-        layers (str): ``'last'`` or ``'all'``, without a ``source``. Defaults
-            to ``'last'``.
-        backbone (str, optional): Name of the teacher's module, for models
-            that hold several. Defaults to None, the only one.
-
-    Raises:
-        ValueError: If ``layers`` is unknown, nothing matches, or the number
-            of class tokens is unknown.
-    """
-
-    def __init__(
-        self,
-        source: Optional[str] = None,
-        num_extra_tokens: Optional[int] = None,
-        layers: str = 'last',
-        backbone: Optional[str] = None,
-    ) -> None:
-        super().__init__(source or 'patch tokens')
-        if layers not in ('last', 'all'):
-            raise ValueError(f"layers must be 'last' or 'all', got {layers!r}")
-        self.num_extra_tokens = num_extra_tokens
-        self.backbone = backbone
-        self._site = LAYERS if layers == 'all' else TOKENS
-        self._by_family = source is None
-        self._teacher: Optional[Teacher] = None
-        self._norm_replaces_last = False
-
-    def prepare_from_model(self, model: Optional[nn.Module] = None) -> None:
-        """Finds the modules and the number of class tokens."""
-        if self._by_family:
-            self._teacher = Teacher(model, self.backbone)
-            self._modules = self._teacher.modules_of(self._site)
-            return
-        super().prepare_from_model(model)
-        names = list(self._modules)
-        self._norm_replaces_last = _last_layer_and_norm(model, names)
-        if self.num_extra_tokens is not None:
-            return
-        try:
-            teacher = Teacher(model, self.backbone)
-        except TeacherError as error:
-            raise ValueError(
-                f'cannot tell how many class tokens precede the patches at '
-                f'{names[0]!r}: set num_extra_tokens of this recorder'
-            ) from error
-        self.num_extra_tokens = teacher.num_extra_tokens
-
-    def _collect(self, seen: dict[str, Captured]) -> list[Tensor]:
-        if self._by_family:
-            records = self._teacher.record(self._site, seen)
-            if self._site == LAYERS:
-                records[-1] = self._teacher.normalise(records[-1])
-            if self.num_extra_tokens is None:
-                return [record.tokens for record in records]
-            outputs = [torch.cat([x.classes, x.tokens], 1) for x in records]
-            return [out[:, self.num_extra_tokens :] for out in outputs]
-        outputs = super()._collect(seen)
-        if self._norm_replaces_last:
-            del outputs[-2]
-        return [out[:, self.num_extra_tokens :] for out in outputs]
-
-
-def place_of(recorder: BaseRecorder) -> str:
-    """Name of the module, or pattern of names, that a recorder watches."""
-    if isinstance(recorder, (SiteRecorder, PatchTokensRecorder)):
-        return recorder.backbone or recorder.source
-    return recorder.source
-
-
-def _last_layer_and_norm(model: nn.Module, names: list[str]) -> bool:
-    """Whether the names end with the last layer and the norm after it."""
-    stems = [re.sub(r'\d+', '#', name) for name in names]
-    if len(set(stems)) != 2 or stems.count(stems[-1]) != 1:
-        return False
-    parent, _, index = names[-2].rpartition('.')
-    *_, last = (
-        name for name, _ in model.get_submodule(parent).named_children()
-    )
-    return index == last and index.isdigit()
 
 
 @TASK_UTILS.register_module()

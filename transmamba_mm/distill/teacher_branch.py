@@ -20,7 +20,9 @@ from transmamba_mm.checkpoints import (
 )
 from transmamba_mm.contract import TeacherInput, teachers_of
 
-from .recorders import place_of
+from .calibration import FeatureCalibration
+from .patch_tokens import PatchTokensRecorder
+from .recorders import SiteRecorder
 from .schedule import recorders_read, recording
 from .teacher_cache import Identity, TeacherCache
 
@@ -73,20 +75,24 @@ class TeacherBranch:
             samples (list[BaseDataElement], optional): Annotations.
         """
         read = recorders_read(distiller, losses, student=False)
-        if self.cache and self.cache.recall(read, samples, images.device):
-            return
-        with recording(distiller, losses, student=False), torch.no_grad():
-            for name in self.read_by(read.values()):
-                images_of = self.inputs[name](images)
-                self.teachers[name](images_of, samples, mode='tensor')
-        if self.cache:
-            self.cache.keep(read, samples)
+        known = self.cache and self.cache.recall(read, samples, images.device)
+        if not known:
+            with recording(distiller, losses, student=False), torch.no_grad():
+                for name in self.read_by(read.values()):
+                    images_of = self.inputs[name](images)
+                    self.teachers[name](images_of, samples, mode='tensor')
+            if self.cache:
+                self.cache.keep(read, samples)
+        _tell_grids(distiller, losses)
 
     def read_by(self, recorders: Iterable[BaseRecorder]) -> list[str]:
         """Names of the teachers that recorders may read."""
         found: set[str] = set()
         for recorder in recorders:
-            place = place_of(recorder).replace('\\', '') + '.'
+            place = recorder.source
+            if isinstance(recorder, (SiteRecorder, PatchTokensRecorder)):
+                place = recorder.backbone or place
+            place = place.replace('\\', '') + '.'
             named = {x for x in self.teachers if place.startswith(f'{x}.')}
             found |= named or set(self.teachers)
         return [x for x in self.teachers if x in found or not found]
@@ -188,6 +194,20 @@ class TeacherBranch:
             )
         for name, teacher in self.teachers.items():
             _load(teacher, paths.get(name), name)
+
+
+def _tell_grids(
+    distiller: ConfigurableDistiller, losses: Iterable[str]
+) -> None:
+    """Tells connectors on which grid their teacher's tokens lie now."""
+    for loss in losses:
+        read = recorders_read(distiller, [loss], student=False).values()
+        grids = [x.grid for x in read if isinstance(x, PatchTokensRecorder)]
+        for source in distiller.loss_forward_mappings[loss].values():
+            name = source.get('connector')
+            connector = distiller.connectors[name] if name else None
+            if grids and isinstance(connector, FeatureCalibration):
+                connector.teacher_grid = grids[0]
 
 
 def _load(teacher: nn.Module, path: Optional[str], name: str) -> None:

@@ -262,9 +262,8 @@ class _Store:
             flat = np.empty((len(rows), stop - start), np.uint8)
             for i, row in enumerate(rows):
                 flat[i] = self._data[row, start:stop]
-            tensor = torch.from_numpy(flat).view(
-                getattr(torch, part['stored'])
-            )
+            stored = getattr(torch, part['stored'])
+            tensor = _viewed(torch.from_numpy(flat), stored)
             tensor = tensor.view(len(rows), *part['shape']).to(device)
             tensors.append(tensor.to(getattr(torch, part['dtype'])))
             start = stop
@@ -283,7 +282,7 @@ class _Store:
                     f'same size'
                 )
             tensor = tensor.to(getattr(torch, part['stored'])).flatten(1)
-            tensor = tensor.contiguous().view(torch.uint8)
+            tensor = _viewed(tensor.contiguous(), torch.uint8)
             flat.append(tensor.numpy(force=True))
         data = np.concatenate(flat, axis=1)
         if self._file is None:
@@ -307,6 +306,13 @@ class _Store:
             writable[rows] = marks
         writable.flush()
         self._unmarked = []
+
+
+def _viewed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same bytes as another type; PyTorch refuses if there are none."""
+    if tensor.numel():
+        return tensor.view(dtype)
+    return tensor.new_empty(tensor.shape, dtype=dtype)
 
 
 def _size_of(part: Mapping[str, Any]) -> int:

@@ -7,7 +7,6 @@ checkpoints, hence the numbered modules. All take and return tokens
 take images.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Union
@@ -57,7 +56,6 @@ class VMambaStem(nn.Sequential):
     multiply to it.
 
     Attributes:
-        stride (int): Pixels between tokens.
         init_out_size (tuple[int, int]): Grid of an image of ``input_size``.
 
     Args:
@@ -110,9 +108,6 @@ class VMambaStem(nn.Sequential):
                 f"patch_embed must be 'v1' or 'v2', got {version!r}"
             )
         super().__init__(modules)
-        self.stride = math.prod(
-            conv.stride[0] for conv in self if isinstance(conv, nn.Conv2d)
-        )
         self.init_out_size = self._out_size(size, 'img_size')
 
     def _out_size(
