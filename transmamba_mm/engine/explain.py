@@ -1,12 +1,14 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Where in a config, or in a model, an error of whatever origin comes from."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Optional
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from torch import Tensor, nn
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
@@ -34,13 +36,14 @@ def explain(
     if not code.co_filename.startswith(_PACKAGE):
         name = Path(code.co_filename).name
         text = f'{type(error).__name__}: {text} (in {code.co_name} of {name})'
+        path = path or _hook_path(frames, cfg)
         module = _running(frames, model) if model is not None else None
         if module is not None:
             path, detail = module
             text = f'{detail}: {text}'
             path = _nearest(cfg, f'model.{path}')
     setting = _lookup(cfg, path)
-    if path and path in text:
+    if not path or f'{path}.' in text or f'{path}=' in text:
         return text
     if isinstance(setting, Mapping):
         setting = {
@@ -63,6 +66,7 @@ def _text(error: Exception) -> str:
     text = str(error.args[0]) if type(error) is KeyError else str(error)
     if 'Original Traceback' in text:  # of a worker of the data loader
         text = text.strip().splitlines()[-1].partition(': ')[2]
+    text = re.sub(r' in <\S+ object at \w+>$', '', text)  # MMEngine's hooks
     text = ' '.join(text.split()) or 'no text'
     return text if len(text) <= _LONGEST else f'{text[:_LONGEST]} ...'
 
@@ -92,13 +96,27 @@ def _built_path(frames: list[FrameType], cfg: Mapping) -> str:
     path = ''
     for frame in frames:
         found = {
-            _find(_lookup(cfg, path), value, path)
+            _find(_lookup(cfg, path), value, path) or _find(cfg, value, '')
             for value in _arguments(frame).values()
             if isinstance(value, Mapping)
         } - {None}
         if len(found) == 1:  # else it builds one after the other
             (path,) = found
     return path
+
+
+def _hook_path(frames: list[FrameType], cfg: Mapping) -> str:
+    """Path of the hook that was at work, if any."""
+    working = [_arguments(frame).get('self') for frame in frames]
+    kinds = [type(x).__name__ for x in working if isinstance(x, Hook)]
+    for owner in ('default_hooks', 'custom_hooks') if kinds else ():
+        hooks = cfg.get(owner) or {}
+        named = isinstance(hooks, Mapping)
+        for key, hook in hooks.items() if named else enumerate(hooks):
+            name = hook.get('type') if isinstance(hook, Mapping) else None
+            if str(name).endswith(kinds[-1]):
+                return f'{owner}.{key}'
+    return ''
 
 
 def _find(tree: Any, part: Mapping, path: str) -> Optional[str]:
@@ -110,7 +128,9 @@ def _find(tree: Any, part: Mapping, path: str) -> Optional[str]:
         items = enumerate(tree)
     for key, value in items:
         below = f'{path}.{key}' if path else str(key)
-        if isinstance(value, Mapping) and _made_of(part, value):
+        if isinstance(value, Mapping) and (
+            _made_of(part, value) if value else path and not part
+        ):
             return below
         found = _find(value, part, below)
         if found:
@@ -120,8 +140,6 @@ def _find(tree: Any, part: Mapping, path: str) -> Optional[str]:
 
 def _made_of(part: Mapping, setting: Mapping) -> bool:
     """Whether code has at most added to a setting."""
-    if not setting or not part:
-        return not setting and not part
     try:
         return 'type' in setting and all(
             key in part and bool(part[key] == value)

@@ -57,7 +57,7 @@ def explained(
 class _Started(Hook):
     """Knows whether an iteration is done."""
 
-    priority = 'VERY_HIGH'
+    priority = 'LOWEST'  # the first iteration with all that hooks do
 
     def __init__(self) -> None:
         self.started = False
