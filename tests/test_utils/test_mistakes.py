@@ -5,16 +5,19 @@ import copy
 import uuid
 
 import pytest
+import torch
 from helpers import (
     TinyPictures,
     save_teacher,
     tiny_distiller,
+    tiny_runner,
     tiny_student,
     tiny_teacher,
 )
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
+from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.registry import DATASETS, HOOKS
 from transmamba_mm.utils import cli, mistakes
 
@@ -161,3 +164,32 @@ def test_configs_that_cannot_be_read(tmp_path, text):
     )
     with pytest.raises(mistakes.UsageError, match=r"config '.*config.py': "):
         cli.load_config(args)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        {},
+        dict(state_dict={}),
+        dict(state_dict={'decoder.weight': torch.ones(2)}, meta={}),
+        dict(model={}),
+    ],
+    ids=['nothing', 'empty', 'another', 'empty model'],
+)
+@pytest.mark.parametrize('ema', [False, True])
+def test_a_file_without_a_weight_of_the_model(tmp_path, content, ema):
+    torch.save(content, tmp_path / 'file.pth')
+    hooks = [dict(type='transmamba.BareFileHook')]
+    hooks += [dict(type='EMAHook')] if ema else []
+    runner = tiny_runner(
+        tmp_path / 'run',
+        tiny_teacher(),
+        load_from=str(tmp_path / 'file.pth'),
+        custom_hooks=hooks,
+    )
+    cli.check_loading(runner, strict=False)
+    with pytest.raises((mistakes.UsageError, CheckpointError)) as caught:
+        mistakes.train(runner)
+    assert 'file.pth' in str(caught.value)
+    assert '\n' not in str(caught.value)
+    assert not list(tmp_path.glob('run/*.pth'))
