@@ -2,6 +2,7 @@
 """Two processes train as one does, through tools/train.py."""
 
 import json
+import os
 import socket
 
 import pytest
@@ -23,6 +24,7 @@ SIMILARITY_TOL = dict(rtol=1e-4, atol=1e-5)
 GLOBAL_BATCH = 32
 STOP_EPOCH = 1
 EPOCHS = 2
+SHARE = 'gradient_share/mixers/distill.loss_kl'
 
 CONFIG = f"""
 _base_ = ['{CONFIGS}/quickstart/transmamba_deit_pmamba_digits_paper.py']
@@ -35,6 +37,7 @@ custom_imports = dict(imports=['transmamba_mm', 'rank_states'])
 custom_hooks = [
     dict(type='transmamba.SubcloneInitializer'),
     dict(type='mmrazor.StopDistillHook', stop_epoch={STOP_EPOCH}),
+    dict(type='transmamba.GradientShareHook', interval=2),
     dict(type='RankStates'),
 ]
 train_dataloader = dict(
@@ -107,7 +110,7 @@ def runs(tmp_path_factory):
     save_teacher(folder / 'epoch_60.pth', teacher)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setenv('PYTHONPATH', str(root))
+        patch.setenv('PYTHONPATH', str(root), prepend=os.pathsep)
         patch.syspath_prepend(str(root))
         process = start_tool(
             root,
@@ -127,10 +130,10 @@ def runs(tmp_path_factory):
     def load(name):
         return torch.load(root / name)
 
-    def losses(name):
+    def logged(name, what):
         (path,) = root.glob(f'{name}/*/vis_data/scalars.json')
         lines = map(json.loads, path.read_text().splitlines())
-        return [x for x in lines if 'loss' in x]
+        return [x for x in lines if what in x]
 
     return dict(
         ranks=[load(f'two/rank{rank}_epoch2.pt') for rank in range(2)],
@@ -138,8 +141,9 @@ def runs(tmp_path_factory):
         # Before distillation stops.
         early_ranks=[load(f'two/rank{rank}_epoch1.pt') for rank in range(2)],
         early_single=load('one/rank0_epoch1.pt'),
-        two=losses('two'),
-        one=losses('one'),
+        two=logged('two', 'loss'),
+        one=logged('one', 'loss'),
+        shares=[logged(name, SHARE) for name in ('one', 'two')],
         log=output,
     )
 
@@ -207,3 +211,11 @@ def test_distillation_stops_on_all_ranks(runs):
     for lines in (runs['one'], runs['two']):
         assert all(key in line for line in lines[:steps])
     assert 'Distillation has been stopped!' in runs['log']
+
+
+def test_gradient_shares_are_those_of_the_global_batch(runs):
+    one, two = runs['shares']
+    assert len(one) == len(two) > 1
+    assert 0 < one[0][SHARE] < 1
+    for alone, both in zip(one, two):
+        assert both == pytest.approx(alone, rel=1e-3, abs=1e-5)

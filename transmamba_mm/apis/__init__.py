@@ -1,6 +1,7 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """What the command line tools do, as functions."""
 
+from .cka import compare_layers
 from .export import export_student
 from .flops import get_flops
 from .inferencers import with_pipeline
@@ -9,6 +10,7 @@ from .official import convert_official
 from .transfer_plan import plan_transfer
 
 __all__ = [
+    'compare_layers',
     'convert_official',
     'export_student',
     'get_flops',

@@ -4,6 +4,7 @@
 from .algorithm import TransMambaDistill
 from .calibration import FeatureCalibration
 from .distiller import MethodDistiller
+from .gradient_share import GradientShareHook
 from .hooks import DistillMonitor, DistillScheduleHook
 from .losses import DistillLoss, LayerMatchLoss, normalised_mse
 from .methods import AdaptiveBidirectionalDistill, DistillMethod, Reading
@@ -25,6 +26,7 @@ __all__ = [
     'DistillMonitor',
     'DistillScheduleHook',
     'FeatureCalibration',
+    'GradientShareHook',
     'LayerMatchLoss',
     'LayerProjection',
     'LayerwiseOutputsRecorder',

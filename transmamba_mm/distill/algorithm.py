@@ -357,7 +357,7 @@ class TransMambaDistill(SingleTeacherDistill):
         """Parameters that must not move now, see :class:`Phase`."""
         phase, _ = self.schedule.now()
         active = self.active_losses()
-        roles = self._student_roles() if phase.trains != 'all' else {}
+        roles = self.student_roles() if phase.trains != 'all' else {}
         held = [
             parameter
             for name, parameter in self.student.named_parameters()
@@ -378,7 +378,7 @@ class TransMambaDistill(SingleTeacherDistill):
                 held += [] if name in used else module.parameters()
         return held
 
-    def _student_roles(self) -> dict[str, str]:
+    def student_roles(self) -> dict[str, str]:
         """Roles of the student's parameters; of several, all of them."""
         roles = {}
         for name, module in self.student.named_modules():
@@ -411,7 +411,7 @@ class TransMambaDistill(SingleTeacherDistill):
         for phase in self.schedule.phases:
             if phase.trains == 'all':
                 continue
-            roles = self._student_roles().values()
+            roles = self.student_roles().values()
             asked = phase.trains
             for each in [asked] if isinstance(asked, str) else asked:
                 if any(in_group(role, each) for role in roles):

@@ -1,13 +1,8 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Hooks of a distillation run: check it, keep its time, report it."""
 
-import copy
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Optional
 
-import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -21,6 +16,7 @@ from transmamba_mm.registry import HOOKS
 
 from .algorithm import TransMambaDistill
 from .losses import DistillLoss
+from .untouched import losses_of, untouched
 
 # How names in the log start that a distillation may leave out for a time.
 _LOGGED = ('distill.', 'student.')
@@ -29,29 +25,6 @@ _LOGGED = ('distill.', 'student.')
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside a data-parallel wrapper, or the model itself."""
     return model.module if is_model_wrapper(model) else model
-
-
-@contextmanager
-def _untouched_randomness() -> Iterator[None]:
-    """Restores all random states that a look at the data may advance."""
-    python, numpy = random.getstate(), np.random.get_state()
-    # All devices is the default, which warns where there are several.
-    cuda = torch.cuda.is_available()
-    with torch.random.fork_rng([torch.cuda.current_device()] if cuda else []):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
-
-
-@contextmanager
-def _untouched_buffers(model: nn.Module) -> Iterator[None]:
-    """Restores what a forward pass may move, e.g. BatchNorm's statistics."""
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in saved:
-            buffer.copy_(value)
 
 
 @HOOKS.register_module()
@@ -96,15 +69,11 @@ class DistillMonitor(Hook):
         if schedule.constant or schedule.progress is None:
             return  # the step does the same, or says who must keep the time
         now = schedule.progress
-        with _untouched_randomness(), _untouched_buffers(model):
+        with untouched(model):
             try:
                 for moment in schedule.moments():
                     schedule.progress = moment
-                    # A preprocessor may write into the batch.
-                    batch = copy.deepcopy(data_batch)
-                    with runner.optim_wrapper.optim_context(runner.model):
-                        data = model.data_preprocessor(batch, True)
-                        model._run_forward(data, mode='loss')
+                    losses_of(runner, model, data_batch)
             finally:
                 schedule.progress = now
 
