@@ -39,15 +39,12 @@ def test_roles_count_blocks_over_all_stages():
     roles = net.param_roles()
     without = {n for n, _ in net.named_parameters() if n not in roles}
     assert without == {
-        'patch_embed.2.weight',
-        'patch_embed.2.bias',
-        *(
-            f'layers.{s}.downsample.{leaf}'
-            for s in (0, 1)
-            for leaf in ('reduction.weight', 'norm.weight', 'norm.bias')
-        ),
+        f'layers.{s}.downsample.{leaf}'
+        for s in (0, 1)
+        for leaf in ('reduction.weight', 'norm.weight', 'norm.bias')
     }
     assert roles['patch_embed.0.weight'] == 'patch_embed.weight'
+    assert roles['patch_embed.2.weight'] == 'patch_norm.weight'
     assert roles['norm.bias'] == 'final_norm.bias'
     second = {
         name.removeprefix('layers.1.blocks.1.'): role
