@@ -28,7 +28,7 @@ from . import Context
 from .timing import peak_mib, wall_ms
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = 'transmamba_deit-tiny_vim-tiny_8xb64-300e_imagenet100.py'
+CONFIG = 'transmamba_deit-tiny_vim-tiny_8xb64-300e_imagenet100_paper.py'
 BATCH = 128
 PROFILED_STEPS = 3
 
