@@ -43,6 +43,7 @@ def test_roles_count_blocks_over_all_stages():
         for s in (0, 1)
         for leaf in ('reduction.weight', 'norm.weight', 'norm.bias')
     }
+    assert roles['patch_embed.2.bias'] == 'patch_norm.bias'
     assert roles['patch_embed.0.weight'] == 'patch_embed.weight'
     assert roles['patch_embed.2.weight'] == 'patch_norm.weight'
     assert roles['norm.bias'] == 'final_norm.bias'
