@@ -7,6 +7,8 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from transmamba_mm.distill.gradient_share import SHARE
+
 from .results import Result
 
 #: What results are drawn against.
@@ -79,19 +81,55 @@ def draw_results(
     return figure
 
 
+def draw_curves(curves: Mapping[str, Sequence], label: str) -> Figure:
+    """Draws what was logged over a training.
+
+    Args:
+        curves (Mapping[str, Sequence[tuple[int, float]]]): (iteration,
+            value) by ``PANEL/LINE``, e.g. ``raster/layer00``.
+        label (str): What the values are.
+    """
+    titles = sorted({key.split('/')[0] for key in curves})
+    figure = Figure(figsize=(3.2 * len(titles), 3.2), layout='constrained')
+    panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    lines = sorted({key.split('/')[1] for key in curves})
+    colors = colormaps['viridis'].resampled(max(2, len(lines)))
+    for axes, title in zip(panels, titles):
+        for i, line in enumerate(lines):
+            if curve := curves.get(f'{title}/{line}'):
+                axes.plot(*zip(*curve), color=colors(i), label=line)
+        axes.set(title=title.replace('_', ' '), xlabel='iteration')
+        axes.spines[['top', 'right']].set_visible(False)
+    panels[0].set_ylabel(label)
+    panels[0].legend(
+        frameon=False, fontsize='small', ncols=1 + len(lines) // 9
+    )
+    return figure
+
+
 def draw_similarity(result: Result) -> Figure:
     """Draws each layer's similarity to the teacher, one panel a direction."""
-    curves = result.similarity
-    directions = sorted({key.split('/')[0] for key in curves})
-    figure = Figure(figsize=(3.2 * len(directions), 3.2), layout='constrained')
-    panels = figure.subplots(1, len(directions), sharey=True, squeeze=False)[0]
-    for axes, direction in zip(panels, directions):
-        for key in sorted(curves):
-            if key.split('/')[0] == direction:
-                steps, values = zip(*curves[key])
-                axes.plot(steps, values, label=key.split('/')[1])
-        axes.set(title=direction.replace('_', ' '), xlabel='iteration')
-        axes.spines[['top', 'right']].set_visible(False)
-    panels[0].set_ylabel('cosine to the teacher')
-    panels[0].legend(frameon=False)
-    return figure
+    return draw_curves(result.similarity, 'cosine to the teacher')
+
+
+def draw_distillation(scalars: Mapping[str, Sequence]) -> dict[str, Figure]:
+    """Draws all that hooks of a distillation logged.
+
+    Args:
+        scalars (Mapping): See
+            :func:`~transmamba_mm.arena.results.read_scalars`.
+
+    Returns:
+        dict[str, Figure]: Of each loss what it tells of its layers and
+        directions, e.g. ``loss_transmamba_similarities``, and
+        ``gradient_share``.
+    """
+    found: dict[str, dict[str, Sequence]] = {}
+    for key, curve in scalars.items():
+        kind, *place = key.rsplit('/', 2)
+        if len(place) == 2 and ('layer' in place[1] or kind == SHARE):
+            found.setdefault(kind, {})['/'.join(place)] = curve
+    return {
+        kind.replace('/', '_'): draw_curves(curves, kind.split('/')[-1])
+        for kind, curves in sorted(found.items())
+    }

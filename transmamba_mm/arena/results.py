@@ -179,25 +179,31 @@ def _read(
     return results
 
 
-def read_curves(work_dir: Path, metric: str) -> dict[str, Any]:
-    """Accuracy and similarity, as of :class:`Result`, from a run's logs.
+def read_scalars(work_dir: Path) -> dict[str, list[tuple[int, Any]]]:
+    """All that a run's logs hold, by name: (step, value), steps ascending.
 
-    A resumed run has several; where two hold a step, the later one counts.
+    A resumed run has several logs; where two hold a step, the later one
+    counts.
     """
-    accuracy: dict[int, float] = {}
-    similarity: dict[str, dict[int, float]] = {}
+    curves: dict[str, dict[int, Any]] = {}
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
             if not line.endswith('}'):
                 continue  # cut off when the machine stopped
             entry = json.loads(line)
-            if metric in entry:
-                accuracy[entry['step']] = entry[metric]
-            for key in entry:
-                if key.startswith(_SIMILARITY):
-                    curve = similarity.setdefault(key[len(_SIMILARITY) :], {})
-                    curve[entry['step']] = entry[key]
+            for key in entry.keys() - {'step'}:
+                curves.setdefault(key, {})[entry['step']] = entry[key]
+    return {key: sorted(curve.items()) for key, curve in curves.items()}
+
+
+def read_curves(work_dir: Path, metric: str) -> dict[str, Any]:
+    """Accuracy and similarity, as of :class:`Result`, from a run's logs."""
+    curves = read_scalars(work_dir)
     return dict(
-        accuracy=sorted(accuracy.items()),
-        similarity={k: sorted(v.items()) for k, v in similarity.items()},
+        accuracy=curves.get(metric, []),
+        similarity={
+            key.removeprefix(_SIMILARITY): curve
+            for key, curve in curves.items()
+            if key.startswith(_SIMILARITY)
+        },
     )

@@ -19,6 +19,9 @@ from .algorithm import TransMambaDistill
 from .hooks import unwrapped
 from .untouched import losses_of, untouched
 
+#: How names in the log start.
+SHARE = 'gradient_share'
+
 
 @HOOKS.register_module()
 class GradientShareHook(Hook):
@@ -67,7 +70,7 @@ class GradientShareHook(Hook):
                 }
             shares = gradient_shares(model, losses)
         scalars = {
-            f'gradient_share/{group}/{name}': share
+            f'{SHARE}/{group}/{name}': share
             for group, by_loss in shares.items()
             for name, share in by_loss.items()
         }
