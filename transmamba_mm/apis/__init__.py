@@ -1,7 +1,6 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """What the command line tools do, as functions."""
 
-from .cam import cam_reshape, cam_target_layers
 from .cka import compare_layers
 from .export import export_student
 from .flops import get_flops
@@ -11,8 +10,6 @@ from .official import convert_official
 from .transfer_plan import plan_transfer
 
 __all__ = [
-    'cam_reshape',
-    'cam_target_layers',
     'compare_layers',
     'convert_official',
     'export_student',
