@@ -79,6 +79,8 @@ _distilled = dict(
     needs={'model.teacher_ckpt': 'teacher'},
 )
 _first = {
+    # The default recipe.
+    'transmamba': _distilled,
     'hidden_logits': dict(
         _distilled,
         options=_distil(0.3, _base_.hidden_states, _logits),
@@ -86,9 +88,6 @@ _first = {
     ),
     'mixer_hidden_logits': dict(
         _distilled, options=_warm_up(0.25), search=_high
-    ),
-    'fast_mixer_hidden_logits': dict(
-        _distilled, options=_warm_up(0.25, lr_mult=4.0)
     ),
     'short_mixer_hidden_logits': dict(
         _distilled, options=_warm_up(0.1, lr_mult=4.0)
@@ -132,6 +131,6 @@ references = ['subclone_only', 'scratch']
 pairs = [
     ('hidden_logits', 'logits'),
     ('mixer_hidden_logits', 'hidden_logits'),
-    ('fast_mixer_hidden_logits', 'hidden_logits'),
+    ('transmamba', 'hidden_logits'),
     ('short_mixer_hidden_logits', 'hidden_logits'),
 ]

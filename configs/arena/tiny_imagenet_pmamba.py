@@ -43,6 +43,8 @@ contestants = [
         config=_path.format('subclone_pmamba'),
         needs={'custom_hooks.0.teacher_ckpt': 'teacher'},
     ),
+    # The default recipe, whose mixers have four times the rate at first.
+    dict(name='transmamba', config=_distill, needs=_needs),
     dict(
         name='mixer_hidden_logits',
         config=_distill,
@@ -55,20 +57,6 @@ contestants = [
                 dict(_logits, **_after),
             ],
             'model.distiller.phases': [_phase],
-        },
-    ),
-    dict(
-        name='fast_mixer_hidden_logits',
-        config=_distill,
-        needs=_needs,
-        options={
-            **_labels,
-            'model.distiller.methods': [
-                _warm_up,
-                dict(_base_.hidden_states, **_after),
-                dict(_logits, **_after),
-            ],
-            'model.distiller.phases': [dict(_phase, lr_mult=4.0)],
         },
     ),
     dict(
@@ -101,7 +89,8 @@ contestants = [
 ]
 references = ['subclone_only', 'scratch']
 pairs = [
-    ('fast_mixer_hidden_logits', 'mixer_hidden_logits'),
+    ('transmamba', 'mixer_hidden_logits'),
+    ('transmamba', 'hidden_logits'),
     ('mixer_hidden_logits', 'hidden_logits'),
     ('hidden_logits', 'logits'),
 ]
