@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from transmamba_mm.distill import TransMambaDistill
 from transmamba_mm.engine import PreCheckError, PreCheckHook
+from transmamba_mm.registry import MODELS
 
 DIRECTIONS = 4
 
@@ -250,3 +251,56 @@ def test_a_teacher_of_classes_in_another_order(
             assert str(path) in found
         else:
             train(work_dir, model, train_dataloader=loader)
+
+
+# ------------------------------------------------------------ the evaluation
+
+
+@pytest.mark.parametrize(
+    ('change', 'error', 'message'),
+    [
+        (dict(save_best='acuracy'), PreCheckError, 'save_best is .acuracy.'),
+        (dict(topk=[None]), TypeError, 'NoneType'),
+        (dict(pipeline=[]), Exception, ''),
+    ],
+)
+def test_an_evaluation_that_would_fail(
+    tmp_path, folders, change, error, message
+):
+    val = folders('val', 'abc')
+    val['dataset'].update(
+        pipeline=change.get('pipeline', val['dataset']['pipeline'])
+    )
+    steps = Steps()
+    checkpoint = dict(type='transmamba.SafeCheckpointHook', rule='greater')
+    if 'save_best' in change:
+        checkpoint['save_best'] = change['save_best']
+    with pytest.raises(error, match=message):
+        train(
+            tmp_path / 'run',
+            tiny_student(),
+            steps,
+            train_dataloader=folders('train', 'abc'),
+            val_dataloader=val,
+            val_cfg=dict(),
+            val_evaluator=dict(type='Accuracy', topk=change.get('topk', [1])),
+            default_hooks=dict(checkpoint=checkpoint),
+        )
+    assert steps.num == 0
+
+
+def test_the_evaluation_leaves_no_trace(tmp_path, folders):
+    weights = []
+    for name, check_it in (('with', True), ('without', False)):
+        torch.manual_seed(5)
+        model = MODELS.build(tiny_student(drop_rate=0.3))
+        torch.manual_seed(6)
+        tiny_runner(
+            tmp_path / name,
+            model,
+            custom_hooks=[PreCheckHook()] if check_it else [],
+            **validated(folders(f'{name}_val', 'abc')),
+        ).train()
+        weights.append(model.state_dict())
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key

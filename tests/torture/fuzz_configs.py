@@ -35,7 +35,9 @@ from transmamba_mm.utils import cli
 SECONDS = 60  # of a processor
 MEMORY = 8 << 30
 # What this script needs, or training does not read.
-KEPT = ('custom_imports', 'default_scope', 'vis_backends', 'test_dataloader')
+KEPT = ('custom_imports', 'default_scope', 'vis_backends')
+# For testing, which is not done here.
+TESTING = ('test_dataloader', 'test_evaluator', 'test_cfg')
 # What is called as one likes.
 FREE = ('default_hooks', 'connectors')
 STUDENTS = dict(
@@ -96,7 +98,7 @@ def places(value, path=()):
     elif isinstance(value, (list, tuple)):
         items = enumerate(value)
     for key, item in items:
-        if path or key not in KEPT:
+        if path or key not in (*KEPT, *TESTING):
             yield (*path, key)
             yield from places(item, (*path, key))
 

@@ -6,8 +6,11 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.hooks import Hook
-from mmengine.runner import EpochBasedTrainLoop, Runner
+import torch
+from mmengine.dist import get_world_size
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner, ValLoop, autocast
+from mmpretrain.evaluation import Accuracy, SingleLabelMetric
 from torch import nn
 
 from transmamba_mm.checkpoints.files import lookup, read_checkpoint
@@ -20,6 +23,7 @@ from transmamba_mm.datasets.inspect import (
 )
 from transmamba_mm.distill import TransMambaDistill
 from transmamba_mm.distill.hooks import unwrapped
+from transmamba_mm.distill.untouched import untouched
 from transmamba_mm.registry import DATASETS, HOOKS
 
 # Constructors whose options are known, and their options.
@@ -40,6 +44,7 @@ _PARAMWISE = (
     'norm_decay_mult',
     'role_decay_mult',
 )
+_METRICS = (Accuracy, SingleLabelMetric)
 _MULTIPLES = ('decay_mult', 'lr_mult')
 # Recipes that many models share name these, whether a model has them or not.
 _SHARED_KEYS = (
@@ -62,7 +67,9 @@ class PreCheckHook(Hook):
 
     It compares the classes of the datasets with each other and with those of
     a teacher whose scores count, labels with the head, and the keys of
-    ``paramwise_cfg`` with the parameters.
+    ``paramwise_cfg`` with the parameters. And it takes the first batch
+    through the evaluation, which would come after an epoch. It changes
+    nothing.
 
     Raises:
         PreCheckError: Naming the setting.
@@ -83,6 +90,9 @@ class PreCheckHook(Hook):
         if isinstance(model, TransMambaDistill):
             _check_teachers(model, datasets['train_dataloader'])
         _check_paramwise(runner.cfg.get('optim_wrapper'), model)
+        if isinstance(runner.val_loop, ValLoop):
+            with untouched(model):
+                _evaluate_a_batch(runner)
 
 
 def _check_length(runner: Runner) -> None:
@@ -203,3 +213,38 @@ def _check_known(where: str, options: Any, known: tuple[str, ...]) -> None:
                 f'{where} has {key!r}, which does nothing: it knows '
                 f'{", ".join(known)}'
             )
+
+
+# ------------------------------------------------------------ the evaluation
+
+
+@torch.no_grad()
+def _evaluate_a_batch(runner: Runner) -> None:
+    """Does what an evaluation does, so that it does not fail an epoch later.
+
+    Raises:
+        PreCheckError: If ``save_best`` is no result of the evaluation.
+    """
+    loop, model = runner.val_loop, runner.model
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        batch = next(iter(loop.dataloader))
+        with autocast(enabled=loop.fp16):
+            outputs = model.val_step(batch)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    evaluator = loop.evaluator
+    # Others may need more than a batch.
+    if not all(isinstance(x, _METRICS) for x in evaluator.metrics):
+        return
+    evaluator.process(data_samples=outputs, data_batch=batch)
+    found = evaluator.evaluate(len(outputs) * get_world_size())
+    for hook in runner.hooks:
+        if isinstance(hook, CheckpointHook) and hook.save_best:
+            for name in set(hook.key_indicators) - {'auto', *found}:
+                raise PreCheckError(
+                    f'default_hooks.checkpoint.save_best is {name!r}, but '
+                    f'val_evaluator gives {", ".join(found)}'
+                )

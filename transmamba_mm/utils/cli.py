@@ -90,6 +90,11 @@ RUNNER_KEYS = frozenset(
         'work_dir',
     }
 )
+# Settings of which MMEngine reads these and ignores all else.
+_NESTED_KEYS = {
+    'auto_scale_lr': {'base_batch_size', 'enable'},
+    'env_cfg': {'cudnn_benchmark', 'dist_cfg', 'mp_cfg', 'resource_limit'},
+}
 # What launchers call a process's number.
 _RANKS = {
     'pytorch': 'RANK',
@@ -202,8 +207,20 @@ def load_config(args: argparse.Namespace) -> Config:
     check_config_keys(settings)
     for key in set(cfg) - {*settings, *RUNNER_KEYS}:
         cfg.pop(key)  # MMEngine cannot write all of it
+    _check_nested_keys(cfg)
     _check_config_values(cfg.to_dict())
     return cfg
+
+
+def _check_nested_keys(cfg: Config) -> None:
+    """Refuses keys of settings of which MMEngine drops what it knows not."""
+    for owner, known in _NESTED_KEYS.items():
+        for key in cfg.get(owner) or ():
+            if key not in known:
+                raise UsageError(
+                    f'{owner} has {key!r}, which does nothing: it knows '
+                    f'{", ".join(sorted(known))}'
+                )
 
 
 def _check_config_values(value: Any, path: str = '') -> None:
@@ -295,8 +312,11 @@ def check_local_file(path: str | None, what: str) -> None:
         what (str): What it is, for the message.
 
     Raises:
-        UsageError: If nothing is there.
+        UsageError: If nothing is there, or it is no path.
     """
+    if path is not None and not isinstance(path, (str, os.PathLike)):
+        raise UsageError(f'the {what} must be a path, got {path!r}')
+    path = str(path or '')
     if path and '://' not in path and not osp.exists(path):
         raise UsageError(f"{what} '{path}' does not exist")
 
