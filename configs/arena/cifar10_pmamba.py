@@ -79,15 +79,13 @@ _distilled = dict(
     needs={'model.teacher_ckpt': 'teacher'},
 )
 _first = {
-    # The default recipe.
-    'transmamba': _distilled,
-    'hidden_logits': dict(
-        _distilled,
-        options=_distil(0.3, _base_.hidden_states, _logits),
-        search=_high,
-    ),
+    # The default recipe of few layers.
+    'transmamba': dict(_distilled, search=_high),
     'mixer_hidden_logits': dict(
         _distilled, options=_warm_up(0.25), search=_high
+    ),
+    'fast_mixer_hidden_logits': dict(
+        _distilled, options=_warm_up(0.25, lr_mult=4.0)
     ),
     'short_mixer_hidden_logits': dict(
         _distilled, options=_warm_up(0.1, lr_mult=4.0)
@@ -129,8 +127,8 @@ contestants = [
 ]
 references = ['subclone_only', 'scratch']
 pairs = [
-    ('hidden_logits', 'logits'),
-    ('mixer_hidden_logits', 'hidden_logits'),
-    ('transmamba', 'hidden_logits'),
-    ('short_mixer_hidden_logits', 'hidden_logits'),
+    ('transmamba', 'logits'),
+    ('transmamba', 'mixer_hidden_logits'),
+    ('transmamba', 'fast_mixer_hidden_logits'),
+    ('transmamba', 'short_mixer_hidden_logits'),
 ]

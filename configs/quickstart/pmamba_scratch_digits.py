@@ -4,7 +4,7 @@ Run (about 10 seconds on one core)::
 
     python tools/train.py configs/quickstart/pmamba_scratch_digits.py
 
-Expect 68 to 71 % top-1 (means over seeds on three processors, ``make
+Expect 68 to 74 % top-1 (means over seeds on three processors, ``make
 quickstart``).
 """
 

@@ -9,35 +9,39 @@ it another recipe::
 
     model = dict(..., **_base_.transmamba)
 
-The mixers need some hundred steps: 25 % of a short training, less of a long
-one (``model.distiller.phases.0.end``). Learning rate: search one to four times
-the one that is best without a teacher.
+Twelve layers need the mixers' turn, some hundred steps of it
+(``model.distiller.phases.0.end``); four are better without. Learning rate:
+search one to four times the one that is best without a teacher.
 """
 
 
-def _recipe(warm_up):
+def _recipe(mixers_first):
+    methods = [
+        dict(type='transmamba.HiddenStates'),
+        dict(type='transmamba.LogitsKD', tau=2.0, in_alpha=True),
+    ]
+    phases = []
+    if mixers_first:
+        methods.insert(0, dict(type='transmamba.MixerMatching'))
+        phases.append(
+            dict(
+                end=mixers_first,
+                methods=['mixer'],
+                trains='mixers',
+                task_loss=False,
+                lr_mult=4.0,
+            )
+        )
     return dict(
         alpha=0.3,
         distiller=dict(
-            type='transmamba.MethodDistiller',
-            methods=[
-                dict(type='transmamba.MixerMatching'),
-                dict(type='transmamba.HiddenStates'),
-                dict(type='transmamba.LogitsKD', tau=2.0, in_alpha=True),
-            ],
-            phases=[
-                dict(
-                    end=warm_up,
-                    methods=['mixer'],
-                    trains='mixers',
-                    task_loss=False,
-                    lr_mult=4.0,
-                )
-            ],
+            type='transmamba.MethodDistiller', methods=methods, phases=phases
         ),
     )
 
 
-transmamba = _recipe(warm_up=0.25)
+transmamba = _recipe(mixers_first=0.25)
 # For hundreds of epochs; not measured.
-transmamba_long = _recipe(warm_up=0.05)
+transmamba_long = _recipe(mixers_first=0.05)
+# For students of few layers.
+transmamba_shallow = _recipe(mixers_first=None)

@@ -17,6 +17,6 @@ model = dict(
     architecture=_base_.model,
     teacher=_base_.teacher,
     teacher_ckpt='work_dirs/teacher_vit/epoch_9.pth',
-    **_base_.transmamba,
+    **_base_.transmamba_shallow,
 )
 custom_hooks = [dict(type='transmamba.SubcloneInitializer')]
