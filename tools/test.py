@@ -10,7 +10,7 @@ from mmengine.evaluator import DumpResults
 
 import transmamba_mm  # noqa: F401  (makes mmrazor importable)
 from transmamba_mm.apis import with_pipeline
-from transmamba_mm.utils import cli, mistakes
+from transmamba_mm.utils import cli, loading, mistakes
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -110,7 +110,7 @@ def main() -> None:
     merge_args(cfg, args)
     runner = cli.build_runner(cfg)
     # Of random weights no score should be told.
-    cli.check_loading(runner, strict=True)
+    loading.check_loading(runner, strict=True)
     if args.out is not None and args.out_item != 'metrics':
         dump = DumpResults(out_file_path=args.out)
         runner.test_evaluator.metrics.append(dump)

@@ -5,7 +5,7 @@ import argparse
 
 import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
 from transmamba_mm.checkpoints import find_latest_checkpoint
-from transmamba_mm.utils import cli, mistakes
+from transmamba_mm.utils import cli, loading, mistakes
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -76,7 +76,7 @@ def main() -> None:
     merge_args(cfg, args)
     with cli.locked(cfg):
         runner = cli.build_runner(cfg)
-        cli.check_loading(runner, strict=False)
+        loading.check_loading(runner, strict=False)
         mistakes.train(runner)
 
 

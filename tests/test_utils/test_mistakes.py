@@ -4,10 +4,12 @@
 import copy
 import uuid
 
+import numpy as np
 import pytest
 import torch
 from helpers import (
     TinyPictures,
+    build,
     save_teacher,
     tiny_distiller,
     tiny_runner,
@@ -16,10 +18,11 @@ from helpers import (
 )
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from PIL import Image
 
 from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.registry import DATASETS, HOOKS
-from transmamba_mm.utils import cli, mistakes
+from transmamba_mm.utils import cli, loading, mistakes
 
 
 @DATASETS.register_module(force=True)
@@ -187,9 +190,47 @@ def test_a_file_without_a_weight_of_the_model(tmp_path, content, ema):
         load_from=str(tmp_path / 'file.pth'),
         custom_hooks=hooks,
     )
-    cli.check_loading(runner, strict=False)
+    loading.check_loading(runner, strict=False)
     with pytest.raises((mistakes.UsageError, CheckpointError)) as caught:
         mistakes.train(runner)
     assert 'file.pth' in str(caught.value)
     assert '\n' not in str(caught.value)
     assert not list(tmp_path.glob('run/*.pth'))
+
+
+@pytest.mark.parametrize(
+    ('trained', 'message'),
+    [('abc', "superfluous: 'x'"), ('xab', 'in another order'), (None, '')],
+)
+def test_test_data_of_other_classes(tmp_path, trained, message):
+    for name in 'abx':
+        (tmp_path / 'data' / name).mkdir(parents=True)
+        pixels = np.zeros((16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / 'data' / name / '0.png')
+    meta = dict(dataset_meta=dict(classes=tuple(trained))) if trained else {}
+    state = build(tiny_teacher()).state_dict()
+    torch.save(dict(meta=meta, state_dict=state), tmp_path / 'a.pth')
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    dataset = dict(type='CustomDataset', data_prefix=str(tmp_path / 'data'))
+    runner = tiny_runner(
+        tmp_path / 'run',
+        tiny_teacher(),
+        load_from=str(tmp_path / 'a.pth'),
+        test_dataloader=dict(
+            dataset=dict(dataset, pipeline=pipeline),
+            batch_size=3,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='pseudo_collate'),
+        ),
+        test_cfg=dict(),
+        test_evaluator=dict(type='Accuracy'),
+    )
+    loading.check_loading(runner, strict=True)
+    if trained is None:
+        assert 'accuracy/top1' in runner.test()
+        return
+    with pytest.raises(mistakes.UsageError) as caught:
+        runner.test()
+    assert message in str(caught.value)
+    assert str(tmp_path / 'data') in str(caught.value)

@@ -120,6 +120,28 @@ def check_classes(datasets: Mapping[str, Any]) -> None:
                 )
 
 
+def check_trained_classes(trained: Sequence[str], dataset: Any) -> None:
+    """Refuses class folders that are not those a model was trained on.
+
+    Args:
+        trained (Sequence[str]): Classes of the training, in order.
+        dataset (Any): What it is tested on. Without class folders, or with
+            other names for all of them, nothing is known.
+
+    Raises:
+        ValueError: Naming the difference.
+    """
+    for part in parts_of(dataset):
+        folders = _folders_of(part) or ()
+        difference = describe_difference(trained, folders)
+        if difference and set(folders) & set(trained):
+            raise ValueError(
+                f'the class folders in {part.img_prefix} are not those of '
+                f'the training, so labels would mean something else. '
+                f'{difference}'
+            )
+
+
 def _check_folders(name: str, part: Any) -> None:
     folders = _folders_of(part) or ()
     hidden = [folder for folder in folders if folder.startswith('.')]

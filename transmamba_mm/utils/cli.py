@@ -19,7 +19,6 @@ from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
-import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
@@ -38,7 +37,6 @@ __all__ = [
     'add_common_arguments',
     'build_runner',
     'check_config_keys',
-    'check_loading',
     'check_local_file',
     'enable_amp',
     'load_config',
@@ -391,72 +389,6 @@ def enable_amp(cfg: Config) -> None:
     else:
         wrapper.type = 'AmpOptimWrapper'
     wrapper.setdefault('loss_scale', 'dynamic')
-
-
-def check_loading(runner: Runner, strict: bool) -> None:
-    """Makes the runner refuse a checkpoint that it cannot use, in one line.
-
-    Args:
-        runner (Runner): The runner, modified in place.
-        strict (bool): Whether all of the model has to be in the file, and
-            all of the file in the model. MMEngine only prints what is not.
-            Something has to be at any rate.
-    """
-    load, resume = runner.load_checkpoint, runner.resume
-
-    def versions() -> list[int]:
-        # Counts what has been written to a tensor in place.
-        return [tensor._version for tensor in runner.model.parameters()]
-
-    def checked(filename: str, *args, **kwargs) -> dict:
-        before = versions()
-        try:
-            content = load(filename, *args, **{'strict': strict, **kwargs})
-            if before and versions() == before:
-                raise ValueError(
-                    f"checkpoint '{filename}' holds nothing of this model"
-                )
-            return content
-        except CheckpointError:
-            raise
-        except ValueError as error:  # of a model that says what does not fit
-            raise UsageError(str(error)) from error
-        except RuntimeError as error:
-            if not str(error).startswith('The model and loaded state dict'):
-                raise
-            raise UsageError(
-                f"'{filename}' is of another model. {error}"
-            ) from error
-
-    def resumed(filename: str, *args, **kwargs) -> None:
-        loaded = None
-
-        def noted(*args, **kwargs) -> dict:
-            nonlocal loaded
-            loaded = checked(*args, **kwargs)
-            # MMEngine would count on with whatever it finds.
-            meta = loaded['meta']
-            meta['epoch'], meta['iter'] = int(meta['epoch']), int(meta['iter'])
-            return loaded
-
-        runner.load_checkpoint = noted
-        try:
-            resume(filename, *args, **kwargs)
-        except (UsageError, torch.cuda.OutOfMemoryError):
-            raise
-        except Exception as error:
-            if loaded is None:
-                raise
-            # Whatever a state that is not complete makes MMEngine raise.
-            raise UsageError(
-                f"'{filename}' holds no training state of this config "
-                f'({type(error).__name__}: {error}): to start from its '
-                f'weights, use load_from=FILE instead of --resume'
-            ) from error
-        finally:
-            runner.load_checkpoint = checked
-
-    runner.load_checkpoint, runner.resume = checked, resumed
 
 
 def build_runner(cfg: Config) -> Runner:
