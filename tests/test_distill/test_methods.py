@@ -463,7 +463,7 @@ def test_half_precision_is_close(pair):
         key = f'distill.loss_{name}'
         assert rough[key].dtype == torch.float32
         torch.testing.assert_close(
-            rough[key], exact[key], rtol=0.03, atol=0.01, msg=key
+            rough[key], exact[key], rtol=0.05, atol=0.03, msg=key
         )
 
 
