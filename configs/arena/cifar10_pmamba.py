@@ -21,6 +21,9 @@ _base_ = [
     '../_base_/methods/mixer_matching.py',
     '../_base_/methods/directional_mixer_matching.py',
     '../_base_/methods/token_relations.py',
+    '../_base_/methods/masked_token_relations.py',
+    '../_base_/methods/attention_bridge.py',
+    '../_base_/methods/one_for_all.py',
 ]
 
 title = 'PlainMamba from a small ViT, 5,000 images of CIFAR-10, 6 epochs'
@@ -109,6 +112,14 @@ _rivals = {
     'mixer': _distil(0.5, _base_.mixer_matching),
     'directions': _distil(0.5, _base_.directional_mixer_matching),
     'relations': _distil(0.5, _base_.token_relations),
+    'masked_relations': _distil(0.5, _base_.masked_token_relations),
+    # As its authors: no labels, soft logits at temperature 1.
+    'bridge': _distil(
+        0.0,
+        _base_.attention_bridge,
+        dict(_base_.logits_kd, tau=1.0, in_alpha=True),
+    ),
+    'exits': _distil(0.5, _base_.one_for_all),
     'released': _distil(0.5, _base_.transmamba_released),
 }
 

@@ -21,6 +21,7 @@ from .environment import Problem, find_problems
 from .mmcv_hue import fix_adjust_hue
 from .mmcv_images import UnreadableImageError, name_unreadable_images
 from .mmengine_json import write_standard_json
+from .mmengine_subsets import copy_subsets_alone
 from .mmpretrain_multimodal import guard_multimodal
 from .mmrazor_kd import ensure_mmrazor
 from .mmrazor_lazy import accept_classes
@@ -33,6 +34,7 @@ __all__ = [
     'accept_classes',
     'allow_mmengine_checkpoints',
     'apply',
+    'copy_subsets_alone',
     'drop_any_default_hook',
     'ensure_mmrazor',
     'find_problems',
@@ -57,6 +59,7 @@ _CURES = {
     'mmcv hue on numpy 2': fix_adjust_hue,
     'mmcv unreadable images': name_unreadable_images,
     'mmengine json': write_standard_json,
+    'mmengine subsets': copy_subsets_alone,
 }
 
 _status: dict[str, str] = {}
