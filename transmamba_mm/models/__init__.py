@@ -6,12 +6,14 @@ from .backbones import (
     VisionMamba,
     VMamba,
 )
+from .language import TransMambaLM
 from .necks import ClipDecoders
 
 __all__ = [
     'ClipDecoders',
     'MambaBackbone',
     'PlainMamba',
+    'TransMambaLM',
     'VMamba',
     'VideoMamba',
     'VisionMamba',

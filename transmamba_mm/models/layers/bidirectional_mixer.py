@@ -6,6 +6,7 @@ Parameters have the names of the released checkpoints, in which ``_b`` marks
 the backward direction.
 """
 
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -198,13 +199,16 @@ class BidirectionalMixer(DirectionalMixer):
         The bias (d_inner,) belongs to the scan, which adds it in full
         precision; it is zero where what stands for ``dt_proj`` has added it.
         """
-        dt, B, C = with_fast_linears(x_proj, u).split(
-            [self.dt_rank, self.d_state, self.d_state], dim=-1
-        )
+        dt, B, C = self._projected(u, x_proj)
         if is_plain(dt_proj, nn.Linear):
             return linear(dt, dt_proj.weight), B, C, dt_proj.bias
         delta = dt_proj(dt)
         return delta, B, C, delta.new_zeros(self.d_inner)
+
+    def _projected(self, u: Tensor, x_proj: nn.Module) -> Sequence[Tensor]:
+        """What step sizes are made of (B, L, dt_rank), B and C (B, L, N)."""
+        sizes = [self.dt_rank, self.d_state, self.d_state]
+        return with_fast_linears(x_proj, u).split(sizes, dim=-1)
 
     def _scan_v1(
         self, u: Tensor, z: Tensor, grid: Grid, merge: bool

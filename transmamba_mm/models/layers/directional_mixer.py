@@ -109,13 +109,14 @@ class DirectionalMixer(nn.Module, ABC):
             nn.init.constant_(self.gamma, self.layer_scale)
 
     @abstractmethod
-    def mix(self, x: Tensor, grid: Grid, merge: bool) -> Tensor:
+    def mix(self, x: Tensor, grid: Grid, merge: bool, *context) -> Tensor:
         """Runs all of the mixer before ``out_proj``.
 
         Args:
             x (Tensor): Tokens (B, L, embed_dims).
             grid (tuple[int, ...]): Patch grid.
             merge (bool): Whether to add the directions up.
+            *context: What else a mixer of its kind is given.
 
         Returns:
             Tensor: (B, L, d_inner), or each direction's summand of that,
@@ -141,23 +142,24 @@ class DirectionalMixer(nn.Module, ABC):
         """
         return _scan_orders(self.directions, str(device), *grid)[0]
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid, *context) -> Tensor:
         """Mixes tokens.
 
         Args:
             x (Tensor): Tokens (B, L, embed_dims) in raster order, class
                 tokens included.
             grid (tuple[int, ...]): Patch grid, (h, w) or (t, h, w).
+            *context: See :meth:`mix`.
 
         Returns:
             Tensor: (B, L, embed_dims).
         """
         if not any(map(self.taps.active, self.directions)):
-            inner = self.mix(x, grid, merge=True)
+            inner = self.mix(x, grid, True, *context)
             out = with_fast_linears(self.out_proj, inner)
             return out if self.gamma is None else out * self.gamma
         # Projecting each direction replaces projecting their sum.
-        inner, parts = self._by_direction(x, grid)
+        inner, parts = self._by_direction(x, grid, *context)
         orders = self.sequence_orders(x.shape[1], grid, x.device)
         # unbind: slices would each get a full-size gradient.
         for name, *tokens, order in zip(
@@ -170,21 +172,24 @@ class DirectionalMixer(nn.Module, ABC):
             out = out + (bias if self.gamma is None else bias * self.gamma)
         return out
 
-    def by_direction(self, x: Tensor, grid: Grid) -> Tensor:
+    def by_direction(self, x: Tensor, grid: Grid, *context) -> Tensor:
         """What each direction adds to the output, but for its bias.
 
         Args:
             x (Tensor): See :meth:`forward`.
             grid (tuple[int, ...]): See :meth:`forward`.
+            *context: See :meth:`mix`.
 
         Returns:
             Tensor: (B, K, L, embed_dims), in the order of the tokens.
         """
-        return self._by_direction(x, grid)[1]
+        return self._by_direction(x, grid, *context)[1]
 
-    def _by_direction(self, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    def _by_direction(
+        self, x: Tensor, grid: Grid, *context
+    ) -> tuple[Tensor, Tensor]:
         """Each direction before ``out_proj``, and after it."""
-        inner = self.mix(x, grid, merge=False)
+        inner = self.mix(x, grid, False, *context)
         if is_plain(self.out_proj, nn.Linear):
             parts = linear(inner, self.out_proj.weight)
         else:

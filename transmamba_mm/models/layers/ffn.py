@@ -3,8 +3,9 @@
 
 from typing import Optional
 
+import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import FFN as _FFN
-from torch import Tensor
+from torch import Tensor, nn
 
 from transmamba_mm.checks import check_width
 from transmamba_mm.ops import with_fast_linears
@@ -41,3 +42,24 @@ class FFN(_FFN):
     def forward(self, x: Tensor, identity: Optional[Tensor] = None) -> Tensor:
         """Maps tokens (B, L, C), and adds ``identity``, or else ``x``."""
         return with_fast_linears(super().forward, x, identity)
+
+
+class GatedFFN(nn.Module):
+    """SwiGLU, the FFN of LLaMA (arXiv 2002.05202).
+
+    Args:
+        embed_dims (int): Token width.
+        hidden_dims (int): Hidden width.
+    """
+
+    def __init__(self, embed_dims: int, hidden_dims: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(embed_dims, hidden_dims, bias=False)
+        self.up = nn.Linear(embed_dims, hidden_dims, bias=False)
+        self.down = nn.Linear(hidden_dims, embed_dims, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps tokens (..., C)."""
+        hidden = F.silu(with_fast_linears(self.gate, x))
+        hidden = hidden * with_fast_linears(self.up, x)
+        return with_fast_linears(self.down, hidden)
