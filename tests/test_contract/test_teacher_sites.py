@@ -288,5 +288,5 @@ def test_of_any_classifier_the_logits_are_known(make):
 
 
 def test_a_model_without_scores_has_no_logits():
-    with pytest.raises(TeacherError, match='no class scores that are known'):
+    with pytest.raises(TeacherError, match='no scores that are known'):
         record(nn.Linear(2, 2), torch.zeros(1, 2), 'logits')

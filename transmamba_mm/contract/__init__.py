@@ -6,11 +6,13 @@ in :mod:`.families`; :mod:`.roles` is the vocabulary of their parameters,
 :mod:`.sites` that of what can be read while they run.
 """
 
+from .embedding_head import EmbeddingHead
 from .families import FAMILIES, TeacherError, TeacherFamily, register
+from .frames import PerFrame
 from .inputs import ResizingDataPreprocessor, TeacherInput
 from .kept_channels import KeptChannels
 from .pair import Pair, PairAware, sides_of
-from .records import TapRecord, TokenRecord
+from .records import Embeddings, TapRecord, TokenRecord
 from .scan_orders import scan_order
 from .student import GridStudent, MambaStudent, Student, find_student
 from .taps import DirectionTap, DirectionTaps
@@ -22,11 +24,14 @@ __all__ = [
     'FAMILIES',
     'DirectionTap',
     'DirectionTaps',
+    'EmbeddingHead',
+    'Embeddings',
     'GridStudent',
     'KeptChannels',
     'MambaStudent',
     'Pair',
     'PairAware',
+    'PerFrame',
     'ResizingDataPreprocessor',
     'Student',
     'TapRecord',

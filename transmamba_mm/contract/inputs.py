@@ -11,7 +11,7 @@ from mmengine.model import (
     BaseModel,
     ImgDataPreprocessor,
 )
-from mmpretrain.models import ClsDataPreprocessor
+from mmpretrain.models import ClsDataPreprocessor, VideoDataPreprocessor
 from torch import Tensor, nn
 
 from transmamba_mm.registry import MODELS
@@ -20,9 +20,20 @@ from .teacher import Teacher, TeacherError
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images (B, C, H, W) of another size, bicubic with antialiasing."""
-    if tuple(images.shape[2:]) == size:
+    """Images of another size, bicubic with antialiasing.
+
+    Args:
+        images (Tensor): (B, C, H, W), or videos (B, C, T, H, W).
+        size (tuple[int, int]): Height and width.
+
+    Returns:
+        Tensor: Of the same rank.
+    """
+    if tuple(images.shape[-2:]) == size:
         return images
+    if images.dim() == 5:
+        frames = resized(images.transpose(1, 2).flatten(0, 1), size)
+        return frames.unflatten(0, (len(images), -1)).transpose(1, 2)
     return F.interpolate(images, size, mode='bicubic', antialias=True)
 
 
@@ -74,7 +85,9 @@ class Format:
         Raises:
             ValueError: If it is of an unknown kind.
         """
-        if isinstance(preprocessor, ClsDataPreprocessor):
+        if isinstance(
+            preprocessor, (ClsDataPreprocessor, VideoDataPreprocessor)
+        ):
             flips = preprocessor.to_rgb
         elif isinstance(preprocessor, ImgDataPreprocessor):
             flips = preprocessor._channel_conversion
@@ -84,7 +97,8 @@ class Format:
             raise ValueError(
                 f'it is not known how {type(preprocessor).__name__} '
                 f'normalises: teacher and student need a data_preprocessor '
-                f"of mmpretrain's ClsDataPreprocessor or mmengine's "
+                f"of mmpretrain's ClsDataPreprocessor or "
+                f"VideoDataPreprocessor or mmengine's "
                 f'ImgDataPreprocessor where their normalisations differ'
             )
         constants = {}
@@ -154,7 +168,7 @@ class TeacherInput:
                 )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) of the student, as the teacher wants them."""
+        """The student's images or videos, as the teacher wants them."""
         channels = images.shape[1]
         wanted = self._channels or channels
         if channels not in (1, wanted):

@@ -3,7 +3,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Optional
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -90,3 +92,37 @@ class TapRecord:
         raster = _interpolated(raster, self.grid, tuple(grid))
         target = replace(self, grid=tuple(grid))
         return target.with_tokens(reorder(raster, target.order()))
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What a batch of texts and of videos becomes in their common space.
+
+    All embeddings have length 1, so a product of two is their cosine.
+
+    Attributes:
+        texts (Tensor): (N, D), in training one text for each video.
+        videos (Tensor): (B, D).
+        frames (Tensor, optional): (B, T, D), those of the frames that a
+            video's is pooled from; None where there are none.
+        mask (Tensor): Bool (B, T), True for frames that are no padding.
+        scale (Tensor): Scalar, the inverse temperature of the cosines.
+    """
+
+    texts: Tensor
+    videos: Tensor
+    frames: Optional[Tensor]
+    mask: Tensor
+    scale: Tensor
+
+    @property
+    def logits(self) -> Tensor:
+        """Tensor: Scores (N, B) of each text with each video, float32."""
+        return scores(self.texts, self.videos, self.scale)
+
+
+def scores(texts: Tensor, videos: Tensor, scale: Tensor) -> Tensor:
+    """Scaled cosines (N, B) of embeddings (N, D) and (B, D), in float32."""
+    # Cosines that are close lose their order in half precision.
+    with torch.autocast(texts.device.type, enabled=False):
+        return scale.float() * texts.float() @ videos.float().mT

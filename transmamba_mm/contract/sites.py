@@ -2,9 +2,12 @@
 """The places of a pair that methods may read, by name.
 
 ==============  ===========================================================
-``images``      What a student is shown, (B, 3, H, W).
+``images``      What a student is shown, (B, 3, H, W) or (B, 3, T, H, W).
 ``labels``      Their classes (B,), or scores (B, K) where they are mixed.
-``logits``      Class scores (B, K).
+``logits``      Class scores (B, K); of a retrieval model the scores (B, B) of
+                each text with each video.
+``embeddings``  A retrieval model's texts and videos in their common space,
+                :class:`~transmamba_mm.contract.Embeddings`.
 ``tokens``      Tokens after the last layer and the final norm.
 ``lifted``      These as the neck widens them for the head, see
                 :attr:`Student.lift`.
@@ -28,6 +31,7 @@ from typing import Any, NamedTuple
 IMAGES = 'images'
 LABELS = 'labels'
 LOGITS = 'logits'
+EMBEDDINGS = 'embeddings'
 TOKENS = 'tokens'
 LIFTED = 'lifted'
 LAYERS = 'layers'
@@ -37,7 +41,7 @@ MIXER_INPUTS = 'mixer_inputs'
 BC = 'bc'
 QKV = 'qkv'
 
-_BOTH = (LOGITS, TOKENS, LAYERS, STREAMS, MIXERS, MIXER_INPUTS)
+_BOTH = (LOGITS, EMBEDDINGS, TOKENS, LAYERS, STREAMS, MIXERS, MIXER_INPUTS)
 STUDENT_SITES = (IMAGES, LABELS, *_BOTH, LIFTED, BC)
 TEACHER_SITES = (*_BOTH, QKV)
 

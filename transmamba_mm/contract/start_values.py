@@ -1,9 +1,10 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Start values that can be drawn again, for models built on ``meta``."""
 
+from abc import ABC, abstractmethod
 from typing import Optional
 
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit, update_init_info
 from torch import nn
 
 
@@ -50,3 +51,48 @@ class FreshStart(BaseModule):
         if not self.is_init and not self._was_loaded:
             draw_start_values(self)
         super().init_weights()
+
+
+class StrictPretrained(ABC):
+    """Lets a ``BaseModule`` refuse ``Pretrained`` files that do not fit.
+
+    MMEngine only warns. It stands in front of the other base classes.
+    """
+
+    @abstractmethod
+    def load_pretrained(self, path: str, prefix: Optional[str]) -> None:
+        """Loads a checkpoint, all of it or nothing.
+
+        Args:
+            path (str): Path or URL.
+            prefix (str, optional): What the names of its tensors start with.
+
+        Raises:
+            CheckpointError: If it does not fit.
+        """
+
+    def init_weights(self) -> None:
+        """Start values, then the files of a ``Pretrained`` one, strictly."""
+        asked = self.init_cfg or []
+        asked = list(asked) if isinstance(asked, (list, tuple)) else [asked]
+        # A config that is none is reported by MMEngine.
+        files = [
+            cfg
+            for cfg in asked
+            if isinstance(cfg, dict)
+            and cfg.get('type') in ('Pretrained', PretrainedInit)
+            and 'checkpoint' in cfg
+        ]
+        if self.is_init or not files:
+            super().init_weights()
+            return
+        kept = self.init_cfg
+        self.init_cfg = [cfg for cfg in asked if cfg not in files]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = kept
+        for cfg in files:
+            self.load_pretrained(cfg['checkpoint'], cfg.get('prefix'))
+            if hasattr(self, '_params_init_info'):
+                update_init_info(self, f'loaded from {cfg["checkpoint"]}')

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from transmamba_mm.ops import linear
 
 from .class_tokens import join_class_tokens, split_class_tokens
+from .embedding_head import NO_EMBEDDINGS, embedding_head, scores_of
 from .records import TokenRecord
 from .scan_orders import scan_order
 from .sites import (
     BC,
+    EMBEDDINGS,
     IMAGES,
     LABELS,
     LIFTED,
@@ -269,13 +271,16 @@ class Student:
         if self._classifier is None:
             raise ValueError(
                 f'the head of {type(self._model).__name__} has no linear '
-                f'layer that tells how many classes there are'
+                f'layer that tells how many classes there are: a method that '
+                f'scores classes is for classifiers'
             )
         return self._classifier[1].out_features
 
     @property
     def _classifier(self) -> Optional[tuple[str, nn.Linear]]:
-        """Name and module of the head's last linear map."""
+        """Name and module of the last linear map of a classifier's head."""
+        if embedding_head(self._model) is not None:
+            return None
         linears = [
             (name, module)
             for name, module in self._part('head').items()
@@ -325,7 +330,14 @@ class Student:
         check_site(site, STUDENT_SITES, 'student')
         if site in (IMAGES, LABELS):
             return {site: self._model}
-        if site == LOGITS:
+        if site in (LOGITS, EMBEDDINGS):
+            embeds = embedding_head(self._model)
+            if embeds is not None:
+                return {site: embeds}
+            if site == EMBEDDINGS:
+                raise ValueError(
+                    NO_EMBEDDINGS.format(type(self._model).__name__)
+                )
             head = list(self._part('head').values())
             if not head:
                 raise ValueError(
@@ -382,14 +394,15 @@ class Student:
                 :meth:`modules_of`.
 
         Returns:
-            Tensor | list[TokenRecord]: Images, labels or logits, or a record
-            for each layer; one for ``'tokens'`` and ``'lifted'``.
+            Tensor | Embeddings | list[TokenRecord]: Images, labels, logits
+            or embeddings, or a record for each layer; one for ``'tokens'``
+            and ``'lifted'``.
 
         Raises:
             ValueError: If labels are read that the images do not have.
         """
-        if site == LOGITS:
-            return seen[LOGITS].output
+        if site in (LOGITS, EMBEDDINGS):
+            return scores_of(site, seen[site].output)
         if site in (IMAGES, LABELS):
             images, *samples = seen[site].inputs
             return images if site == IMAGES else _labels(*samples)

@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from mmpretrain.models import ImageClassifier, TimmClassifier
 from torch import Tensor, nn
 
+from .embedding_head import NO_EMBEDDINGS, embedding_head, scores_of
 from .families import TeacherError, find_transformer
+from .frames import PerFrame, joined_frames
 from .records import Grid, TokenRecord
 from .sites import (
+    EMBEDDINGS,
     LAYERS,
     LOGITS,
     MIXER_INPUTS,
@@ -28,7 +31,7 @@ from .sites import (
     Captured,
     check_site,
 )
-from .teachers import Teachers, teachers_of
+from .teachers import Teachers, teacher_at, teachers_of
 
 
 def _is_sequence_first(layer: nn.Module) -> bool:
@@ -94,7 +97,17 @@ class Teacher:
         )
         self.embed_dims = self.layer_dims[-1]
         self.grid = found.grid(self._modules)
+        self._embeds = embedding_head(teacher_at(model, backbone)[0])
+        self._frames = self._find_frames()
         self.num_extra_tokens = found.num_extra_tokens(self._parameters)
+
+    def _find_frames(self) -> Optional[PerFrame]:
+        """What runs the Transformer on each frame of a video, if anything."""
+        for name, module in self._modules.items():
+            inside = f'{self._prefix}'.startswith(f'{name}.')
+            if isinstance(module, PerFrame) and inside:
+                return module
+        return None
 
     # ---------------------------------------------------------- its parts
 
@@ -138,6 +151,8 @@ class Teacher:
         """What its attention has beside queries, keys and values."""
         known, extras = set(self._names.values()), set()
         extras.update(self.family.attention_extras)
+        if self._frames is not None:
+            extras.add('attention within each frame alone')
         for layer in range(self.num_layers):
             name = self._names[f'layers.{layer}.qkv.weight']
             # The module with the projection, `attn.qkv`, or its parameter.
@@ -191,10 +206,12 @@ class Teacher:
             TeacherError: If the teacher has no such site.
         """
         check_site(site, TEACHER_SITES, 'teacher')
-        if site == LOGITS:
-            return {LOGITS: self._logits_module()}
+        if site in (LOGITS, EMBEDDINGS):
+            return {site: self._scoring_module(site)}
         family = self.family
         watched = {'grid': self.module('patch_embed.weight')}
+        if self._frames is not None:
+            watched['frames'] = self._frames
         layers = self.layers[-1:] if site == TOKENS else self.layers
         for i, layer in enumerate(layers):
             # The layer tells the grid where it has one of its own.
@@ -214,10 +231,14 @@ class Teacher:
         return {
             key: module
             for key, module in watched.items()
-            if key == 'grid' or key.endswith(('.layer', f'.{wanted}'))
+            if '.' not in key or key.endswith(('.layer', f'.{wanted}'))
         }
 
-    def _logits_module(self) -> nn.Module:
+    def _scoring_module(self, site: str) -> nn.Module:
+        if self._embeds is not None:
+            return self._embeds
+        if site == EMBEDDINGS:
+            raise TeacherError(NO_EMBEDDINGS.format(self._type))
         family = self.family
         for name in family.places(family.logits, self._prefix):
             if name in self._modules:
@@ -238,19 +259,26 @@ class Teacher:
                 :meth:`modules_of`.
 
         Returns:
-            Tensor | list[TokenRecord]: Logits (B, K), or a record for each
-            layer; one for ``'tokens'``.
+            Tensor | Embeddings | list[TokenRecord]: Logits (B, K),
+            embeddings, or a record for each layer; one for ``'tokens'``. Of
+            a teacher that runs on each frame of a video for itself the
+            records are those of the whole video, see
+            :func:`~transmamba_mm.contract.frames.joined_frames`.
         """
-        if site == LOGITS:
-            return seen[LOGITS].output
+        if site in (LOGITS, EMBEDDINGS):
+            return scores_of(site, seen[site].output)
         first = tuple(seen['grid'].output.shape[2:])
         layers = [self.num_layers - 1]
         if site != TOKENS:
             layers = range(self.num_layers)
-        return [
+        records = [
             self._record_layer(site, layer, f'{place}.', first, seen)
             for place, layer in enumerate(layers)
         ]
+        if self._frames is None:
+            return records
+        frames = PerFrame.frames_of(*seen['frames'].inputs)
+        return [joined_frames(record, frames) for record in records]
 
     def _record_layer(
         self,
@@ -312,32 +340,40 @@ class Teacher:
         )
 
 
-class Classifier:
-    """A classifier of any kind, of which nothing but the logits is known.
+class Scorer:
+    """A model of any kind, of which nothing but its scores is known.
 
     Args:
         model (nn.Module): mmpretrain's ``ImageClassifier`` or
-            ``TimmClassifier``.
+            ``TimmClassifier``, or a retrieval model with an
+            :class:`~transmamba_mm.contract.EmbeddingHead`.
 
     Raises:
         TeacherError: If it is another model.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        if isinstance(model, ImageClassifier) and model.with_head:
+        self._embeds = embedding_head(model)
+        if self._embeds is not None:
+            self._scores = self._embeds
+        elif isinstance(model, ImageClassifier) and model.with_head:
             self._scores = model.head
         elif isinstance(model, TimmClassifier):
             self._scores = model.model
         else:
             raise TeacherError(
-                f'{type(model).__name__} gives no class scores that are '
-                f"known: use mmpretrain's ImageClassifier or TimmClassifier"
+                f'{type(model).__name__} gives no scores that are known: use '
+                f"mmpretrain's ImageClassifier or TimmClassifier, or "
+                f'transmamba.VideoTextRetriever'
             )
+        self._type = type(model).__name__
 
     def modules_of(self, site: str) -> dict[str, nn.Module]:
-        """See :meth:`Teacher.modules_of`; for the logits alone."""
-        return {LOGITS: self._scores}
+        """See :meth:`Teacher.modules_of`; logits and embeddings alone."""
+        if site == EMBEDDINGS and self._embeds is None:
+            raise TeacherError(NO_EMBEDDINGS.format(self._type))
+        return {site: self._scores}
 
-    def record(self, site: str, seen: Mapping[str, Captured]) -> Tensor:
+    def record(self, site: str, seen: Mapping[str, Captured]) -> Any:
         """See :meth:`Teacher.record`."""
-        return seen[LOGITS].output
+        return scores_of(site, seen[site].output)

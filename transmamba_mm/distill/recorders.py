@@ -24,8 +24,8 @@ from transmamba_mm.contract import (
     find_student,
     teacher_at,
 )
-from transmamba_mm.contract.sites import LOGITS, Captured
-from transmamba_mm.contract.teacher import Classifier
+from transmamba_mm.contract.sites import EMBEDDINGS, LOGITS, Captured
+from transmamba_mm.contract.teacher import Scorer
 from transmamba_mm.registry import TASK_UTILS
 
 
@@ -184,16 +184,17 @@ class TeacherSiteRecorder(SiteRecorder):
         backbone (str, optional): See :class:`SiteRecorder`.
     """
 
-    def _look_at(self, model: nn.Module) -> Union[Teacher, Classifier]:
+    def _look_at(self, model: nn.Module) -> Union[Teacher, Scorer]:
         try:
             return Teacher(model, self.backbone)
         except TeacherError:
             named = self.backbone is not None or isinstance(model, Teachers)
             one, _ = teacher_at(model, self.backbone)
             # Its scores are enough, be it a convolutional network.
-            if self.source != LOGITS or (named and one is model):
+            scored = self.source in (LOGITS, EMBEDDINGS)
+            if not scored or (named and one is model):
                 raise
-            return Classifier(one)
+            return Scorer(one)
 
 
 @TASK_UTILS.register_module()

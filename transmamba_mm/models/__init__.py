@@ -6,15 +6,22 @@ from .backbones import (
     VisionMamba,
     VMamba,
 )
+from .clip import CLIPTextTower, CLIPVisionTower
 from .language import TransMambaLM
 from .necks import ClipDecoders
+from .retrieval import MeanPooling, SequenceTransformer, VideoTextRetriever
 
 __all__ = [
+    'CLIPTextTower',
+    'CLIPVisionTower',
     'ClipDecoders',
     'MambaBackbone',
+    'MeanPooling',
     'PlainMamba',
+    'SequenceTransformer',
     'TransMambaLM',
     'VMamba',
     'VideoMamba',
+    'VideoTextRetriever',
     'VisionMamba',
 ]

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, RandomSampler, Subset
 from transmamba_mm.contract import Teacher, TeacherError, read_teacher
 from transmamba_mm.contract.roles import HIDDEN, INNER, RESIDUAL, split_role
 from transmamba_mm.contract.sites import MIXER_INPUTS, Captured
-from transmamba_mm.contract.teacher import Classifier
+from transmamba_mm.contract.teacher import Scorer
 
 from .importance import axis_name, score_changes
 from .plan import TransferError
@@ -155,7 +155,7 @@ def collect_changes(
             label is beyond its classes, or the loss is not finite.
     """
     try:
-        Classifier(model)
+        Scorer(model)
     except TeacherError as error:
         raise TransferError(
             f"importance='least_changed' would fine-tune the teacher, but "

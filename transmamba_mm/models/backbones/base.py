@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Optional, Union
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import PretrainedInit, update_init_info
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -37,7 +36,7 @@ from transmamba_mm.contract.class_tokens import (
     join_class_tokens,
     split_class_tokens,
 )
-from transmamba_mm.contract.start_values import FreshStart
+from transmamba_mm.contract.start_values import FreshStart, StrictPretrained
 from transmamba_mm.contract.taps import (
     Grid,
     active_taps,
@@ -51,7 +50,7 @@ TRUNC_NORMAL_INIT = [
 ]
 
 
-class MambaBackbone(GridStudent, FreshStart):
+class MambaBackbone(GridStudent, StrictPretrained, FreshStart):
     r"""Base class of student backbones, in mmpretrain's conventions.
 
     A subclass registers ``patch_embed`` (with ``init_out_size``), ``layers``,
@@ -177,35 +176,9 @@ class MambaBackbone(GridStudent, FreshStart):
                 found[kind.FORMAT.family] = kind
         return found
 
-    def init_weights(self) -> None:
-        """Draws start values, or loads the file of a ``Pretrained`` one.
-
-        Unlike MMEngine, which only warns of what does not fit, this loads
-        strictly, and official files as well.
-        """
-        asked = self.init_cfg or []
-        asked = list(asked) if isinstance(asked, (list, tuple)) else [asked]
-        # A config that is none is reported by MMEngine.
-        files = [
-            cfg
-            for cfg in asked
-            if isinstance(cfg, dict)
-            and cfg.get('type') in ('Pretrained', PretrainedInit)
-            and 'checkpoint' in cfg
-        ]
-        if self.is_init or not files:
-            super().init_weights()
-            return
-        kept = self.init_cfg
-        self.init_cfg = [cfg for cfg in asked if cfg not in files]
-        try:
-            super().init_weights()
-        finally:
-            self.init_cfg = kept
-        for cfg in files:
-            load_backbone(self, cfg['checkpoint'], cfg.get('prefix'))
-            if hasattr(self, '_params_init_info'):
-                update_init_info(self, f'loaded from {cfg["checkpoint"]}')
+    def load_pretrained(self, path: str, prefix: Optional[str]) -> None:
+        """See :meth:`StrictPretrained.load_pretrained`; official ones too."""
+        load_backbone(self, path, prefix)
 
     def _checkpoint_filter(self, state_dict: dict, prefix: str, *args) -> None:
         """Run by mmpretrain's classifiers before they load anything."""

@@ -1,0 +1,5 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+from .layers import CLIPTransformer
+from .towers import CLIPTextTower, CLIPVisionTower
+
+__all__ = ['CLIPTextTower', 'CLIPTransformer', 'CLIPVisionTower']
