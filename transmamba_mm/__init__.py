@@ -6,7 +6,15 @@ from . import compat
 compat.apply()
 
 # Registers everything; the cures above must be in place by now.
-from . import apis, datasets, distill, engine, models, transfer  # noqa: E402
+from . import (  # noqa: E402
+    apis,
+    datasets,
+    distill,
+    engine,
+    evaluation,
+    models,
+    transfer,
+)
 from .version import __version__  # noqa: E402
 
 __all__ = [
@@ -16,6 +24,7 @@ __all__ = [
     'datasets',
     'distill',
     'engine',
+    'evaluation',
     'models',
     'transfer',
 ]
