@@ -6,6 +6,7 @@ Any OpenMMLab config reaches our modules by prefix, e.g.
 """
 
 from mmengine import registry as root
+from mmpretrain import registry as mmpretrain
 
 _SCOPE = 'transmamba'
 
@@ -26,6 +27,7 @@ OPTIM_WRAPPERS = _child('optimizer wrapper', root.OPTIM_WRAPPERS)
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
     'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS
 )
+TOKENIZER = _child('tokenizer', mmpretrain.TOKENIZER)
 FUNCTIONS = _child('function', root.FUNCTIONS)
 
 #: Scan orders, functions ``(h, w) -> LongTensor (h*w,)``; ours alone.

@@ -6,13 +6,14 @@ from .backbones import (
     VisionMamba,
     VMamba,
 )
-from .clip import CLIPTextTower, CLIPVisionTower
+from .clip import CLIPTextTower, CLIPTokenizer, CLIPVisionTower
 from .language import TransMambaLM
 from .necks import ClipDecoders
 from .retrieval import MeanPooling, SequenceTransformer, VideoTextRetriever
 
 __all__ = [
     'CLIPTextTower',
+    'CLIPTokenizer',
     'CLIPVisionTower',
     'ClipDecoders',
     'MambaBackbone',
