@@ -21,6 +21,7 @@ from .masked_relation import MaskedRelationLoss, MaskedTokenRelations
 from .mixer import ForcedMixerLoss, MixerMatching
 from .relation import TokenRelationLoss, TokenRelations
 from .released import ReleasedLoss, ReleasedTransMamba
+from .similarity import SimilarityDistill, SimilarityLoss
 from .transmamba import AdaptiveBidirectional, AdaptiveBidirectionalDistill
 
 __all__ = [
@@ -48,6 +49,8 @@ __all__ = [
     'Reading',
     'ReleasedLoss',
     'ReleasedTransMamba',
+    'SimilarityDistill',
+    'SimilarityLoss',
     'StandardisedKLDivergence',
     'StandardisedLogitsKD',
     'TokenRelationLoss',

@@ -80,9 +80,9 @@ class MeanPooling(EmbeddingHead):
     def scale(self) -> Tensor:
         """Tensor: Scalar, the inverse temperature, at most 100."""
         if self.training:
-            # Not only of what it returns, lest the parameter grows on.
-            with torch.no_grad():
-                self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+            # Not only of what it returns, lest the parameter grows on; by
+            # `data`, since graphs of earlier passes may still need it.
+            self.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
         return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
 
     def embed_texts(self, texts: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from transmamba_mm.contract import Embeddings
 from transmamba_mm.contract.start_values import StrictPretrained
 from transmamba_mm.registry import MODELS
 
-from .gather import contrastive_loss
+from .contrastive import contrastive_loss
 
 
 @MODELS.register_module()
