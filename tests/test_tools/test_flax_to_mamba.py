@@ -128,9 +128,25 @@ def test_mixers_of_a_student_become_the_blocks(flax, tmp_path, monkeypatch):
             )
 
 
-def test_a_file_of_something_else_is_refused(tmp_path, monkeypatch):
-    np.savez(tmp_path / 'unet.npz', Conv_0__kernel=np.zeros((3, 4, 5)))
-    with pytest.raises(ValueError, match='no Mamba block'):
+def _other(path):
+    np.savez(path, Conv_0__kernel=np.zeros((3, 4, 5)))
+
+
+@pytest.mark.parametrize(
+    ('write', 'said'),
+    [
+        (_other, 'no Mamba block'),
+        (lambda path: path.write_bytes(b'PK\3\4'), 'is no .npz'),
+        (lambda path: path.write_bytes(b''), 'is no .npz'),
+        (lambda path: None, 'No such file'),
+    ],
+)
+def test_a_file_of_something_else_is_refused(
+    tmp_path, monkeypatch, capsys, write, said
+):
+    write(tmp_path / 'unet.npz')
+    with pytest.raises(SystemExit, match='2'):
         run_tool_here(
             monkeypatch, TOOL, tmp_path / 'unet.npz', tmp_path / 'out.pth'
         )
+    assert said in capsys.readouterr().err

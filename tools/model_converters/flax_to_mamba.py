@@ -22,6 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from transmamba_mm.checkpoints import CheckpointError
+from transmamba_mm.utils import cli
+
 MODULES = dict(
     Conv_0='conv1d',
     Dense_0='in_proj',
@@ -44,11 +47,15 @@ def convert(path: str) -> dict[str, torch.Tensor]:
         dict[str, Tensor]: Weights of all mixers under ``mamba_ssm``'s names.
 
     Raises:
-        ValueError: If there is no Mamba block in the file.
+        CheckpointError: If the file cannot be read, or there is no Mamba
+            block in it.
     """
     state = {}
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except Exception as error:  # a file can make NumPy raise anything
+        raise CheckpointError(f"'{path}' is no .npz: {error}") from error
     for name, array in arrays.items():
         match = PARAMETER.fullmatch(name)
         if match is None:
@@ -61,7 +68,7 @@ def convert(path: str) -> dict[str, torch.Tensor]:
         rest = f'{MODULES[module]}.{leaf}' if leaf else module
         state[f'layers.{layer}.mixer.{rest}'] = value.float().contiguous()
     if not any(name.endswith('.A_log') for name in state):
-        raise ValueError(
+        raise CheckpointError(
             f'{path} has no Mamba block: no name ends with __A_log; it starts '
             f'with {list(arrays)[:3]}'
         )
@@ -82,10 +89,11 @@ def main() -> None:
     parser.add_argument('out', help='file to write')
     args = parser.parse_args()
     out = Path(args.out)
+    state = convert(args.file)
     out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=convert(args.file)), out)
+    torch.save(dict(state_dict=state), out)
     print(f'written to {out}')
 
 
 if __name__ == '__main__':
-    main()
+    cli.run_main(main)
