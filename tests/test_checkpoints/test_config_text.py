@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hostile_files import COMMAND, MARK
 from mmengine.config import Config
+from mmengine.config import config as mmengine_config
+from yapf.yapflib.yapf_api import FormatCode
 
 from transmamba_mm.checkpoints import (
     CheckpointError,
@@ -18,7 +20,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 CALL = f"__import__('os').system('{COMMAND}')"
 
 
-def test_dumped_configs_are_read_as_they_are():
+def test_dumped_configs_are_read_as_they_are(monkeypatch):
+    monkeypatch.setattr(mmengine_config, 'FormatCode', FormatCode)
     for path in sorted(CONFIGS.glob('quickstart/*.py')):
         cfg = Config.fromfile(path)
         assert read_config_text(cfg.pretty_text) == cfg.to_dict()

@@ -75,6 +75,7 @@ def run(base, *changes, level='INFO'):
 
 
 HEAD = 'model.architecture.head'
+SAFE = 'transmamba.SafeCheckpointHook'
 DISTILLER = 'model.distiller'
 MISTAKES = [
     (HEAD + '.in_channels', 7, f'{HEAD}={{', "'in_channels': 7", '(4, 12)'),
@@ -106,6 +107,12 @@ MISTAKES = [
     ('optim_wrapper.optimizer.lr', -1, 'optim_wrapper.optimizer={', '-1'),
     ('param_scheduler.0.type', 'Linear', 'param_scheduler.0={', "'Linear'"),
     ('train_dataloader.batch_size', 'a', 'batch_size'),
+    (
+        'default_hooks',
+        dict(checkpoint=dict(type=SAFE, interval='an epoch')),
+        'default_hooks.checkpoint={',
+        "interval must be an integer, got 'an epoch'",
+    ),
     ('train_cfg.max_epochs', 0, 'train_cfg.max_epochs must be positive'),
 ]
 

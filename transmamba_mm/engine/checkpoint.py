@@ -17,6 +17,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from transmamba_mm.checks import check_bool, check_int
 from transmamba_mm.registry import HOOKS
 
 from .finite import NonFiniteError, non_finite
@@ -98,11 +99,15 @@ class SafeCheckpointHook(CheckpointHook):
     writing to the backend.
 
     Raises:
+        ValueError: If a number of epochs or files is none.
         NonFiniteError: Instead of saving NaN or infinite weights.
     """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        for name in ('interval', 'max_keep_ckpts', 'save_begin'):
+            check_int(name, getattr(self, name), minimum=-1)
+        check_bool('by_epoch', self.by_epoch)
         remote = '://' in str(self.out_dir or '')
         if self.backend_args is None and not remote:
             self.backend_args = dict(backend='transmamba_atomic')
