@@ -146,7 +146,7 @@ def test_layer_scale_under_timm_names(state):
 
 
 def test_a_grid_that_is_no_square_is_named():
-    teacher = read_teacher(build(vit_cfg(img_size=(8, 24))).state_dict())
+    teacher = read_teacher(dict(build(vit_cfg(img_size=(8, 24))).state_dict()))
     with pytest.raises(TeacherError, match='12 patch positions'):
         _ = teacher.grid
 

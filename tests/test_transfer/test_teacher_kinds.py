@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers import build, pmamba_cfg, randomise, vit_cfg
 
+from transmamba_mm.checkpoints import read_state_dict
 from transmamba_mm.contract import Teacher, TeacherError, read_teacher
 from transmamba_mm.transfer import (
     SubcloneInitializer,
@@ -372,17 +373,38 @@ def resized(positions, source, grid):
     return maps.flatten(2).mT
 
 
-@pytest.mark.parametrize('make', [mm_vit, timm_vit])
+def timm_classifier(**kwargs):
+    sizes = dict(patch_size=4, embed_dim=16, depth=2, num_heads=2)
+    kind = dict(type='mmpretrain.TimmClassifier', num_classes=3)
+    return build(
+        dict(model_name='vit_tiny_patch16_224', **kind, **sizes, **kwargs), 1
+    )
+
+
+@pytest.mark.parametrize('make', [mm_vit, timm_vit, timm_classifier])
 @pytest.mark.parametrize('size', [(16, 16), (32, 8), (12, 20)])
-def test_positions_lie_on_the_grid_of_the_model(make, size):
+@pytest.mark.parametrize('by_file', [False, True])
+def test_positions_lie_on_the_grid_of_the_model(make, size, by_file, tmp_path):
     model = make(img_size=(8, 32))
-    ours = student(img_size=size)
-    entry = subclone(ours, model)['backbone.pos_embed']
+    ours, source = student(img_size=size), model
+    if by_file:  # 2x8 positions: their number is a square
+        torch.save(model.state_dict(), tmp_path / 'teacher.pth')
+        source = read_state_dict(str(tmp_path / 'teacher.pth'))
+    entry = subclone(ours, source)['backbone.pos_embed']
     positions = Teacher(model).parameter('pos_embed')[:, 1:]
     grid = ours.backbone.patch_embed.init_out_size
     assert entry.note == '2x8 to {}x{}'.format(*grid)
     expected = resized(positions, (2, 8), grid)
     torch.testing.assert_close(ours.backbone.pos_embed, expected, **CLOSE)
+
+
+def test_the_plan_says_where_a_grid_is_taken_for_square():
+    state = mm_vit().state_dict()
+    for source, note in (state, ''), (dict(state), '4x4 (taken for square)'):
+        entry = subclone(student(), source)['backbone.pos_embed']
+        assert (entry.rule, entry.note) == ('copy', note)
+    entry = subclone(student(img_size=20), dict(state))['backbone.pos_embed']
+    assert entry.note == '4x4 (taken for square) to 5x5'
 
 
 def test_positions_of_patches_alone_are_resized():
@@ -411,7 +433,7 @@ def test_positions_of_patches_alone_are_resized():
 def test_a_file_that_does_not_tell_its_grid_is_refused(teacher, size, message):
     model = timm_vit(**teacher)
     with pytest.raises((TransferError, TeacherError), match=message) as error:
-        subclone(student(img_size=size), model.state_dict())
+        subclone(student(img_size=size), dict(model.state_dict()))
     assert 'teacher=dict(...) of SubcloneInitializer' in str(error.value)
     entries = subclone(student(img_size=size), model)
     assert entries['backbone.pos_embed'].rule == 'copy'
@@ -420,7 +442,7 @@ def test_a_file_that_does_not_tell_its_grid_is_refused(teacher, size, message):
 def test_the_hook_reads_the_grid_of_the_teacher_it_is_given(tmp_path):
     config = vit_cfg(img_size=(8, 32))
     model, path = build(config, 1), str(tmp_path / 'teacher.pth')
-    torch.save(model.state_dict(), path)
+    torch.save(dict(model.state_dict()), path)
     hook = SubcloneInitializer(path, importance='first', teacher=config)
     ours = student()
     hook.make_plan(ours).apply(ours)

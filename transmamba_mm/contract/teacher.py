@@ -96,7 +96,7 @@ class Teacher:
             for i in range(self.num_layers)
         )
         self.embed_dims = self.layer_dims[-1]
-        self.grid = found.grid(self._modules)
+        self.grid = found.grid(self._parameters, self._modules)
         self._embeds = embedding_head(teacher_at(model, backbone)[0])
         self._frames = self._find_frames()
         self.num_extra_tokens = found.num_extra_tokens(self._parameters)

@@ -25,8 +25,9 @@ class TeacherWeights:
             that belong to class and similar tokens.
         known_grid (tuple[int, int], optional): (h, w) of the position
             embedding. Defaults to None, unknown.
-        from_model (bool): Whether a live model told the grid; else it is
-            taken for square. Defaults to False.
+        grid_is_told (bool): Whether the model, or what it noted in its
+            state dict, told the grid; else it is taken for square. Defaults
+            to False.
         notes (dict[str, str]): Module role to why there is none.
     """
 
@@ -35,7 +36,7 @@ class TeacherWeights:
     names: dict[str, str]
     num_extra_tokens: int
     known_grid: Optional[tuple[int, int]] = None
-    from_model: bool = False
+    grid_is_told: bool = False
     notes: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -83,7 +84,7 @@ class TeacherWeights:
             self,
             num_extra_tokens=model.num_extra_tokens,
             known_grid=model.known_grid,
-            from_model=model.from_model,
+            grid_is_told=model.grid_is_told,
         )
 
 
@@ -100,8 +101,9 @@ def read_teacher(
 ) -> TeacherWeights:
     """Recognises a Transformer and names its tensors by role.
 
-    A model tells more than its tensors do: the grid of its position
-    embedding, which otherwise must be square, and the classes of its layers.
+    A model tells more than its tensors do: the classes of its layers, and
+    the grid of its position embedding. A state dict made while this package
+    is imported notes the grid; of others, it is taken for square.
 
     Args:
         teacher (nn.Module | Mapping[str, Tensor]): A teacher, or its state
@@ -143,12 +145,11 @@ def read_teacher(
             # Its affine part is the same before and after the mean.
             tensors.setdefault(ours, value)
             names.setdefault(ours, name)
-    extra, grid = 0, None
+    extra, told = 0, found.grid(state, modules)
+    grid = told
     if 'pos_embed' in tensors:
         extra, grid = _positions(
-            tensors['pos_embed'].shape[1],
-            found.num_extra_tokens(state),
-            found.grid(modules) if modules else None,
+            tensors['pos_embed'].shape[1], found.num_extra_tokens(state), told
         )
     return TeacherWeights(
         found.family.name,
@@ -156,7 +157,7 @@ def read_teacher(
         names,
         extra,
         grid,
-        modules is not None and found.grid(modules) is not None,
+        told is not None,
         {'head': found.head(state)[1]},
     )
 

@@ -207,10 +207,8 @@ class Subcloner:
         for dim, axis in enumerate(axes):
             size = entry.shape[dim]
             if axis == TOKEN:
-                value, resized = self._fit_positions(value, size)
-                if resized:
-                    rule = 'resize'
-                    notes.append(resized)
+                value, rule, note = self._fit_positions(value, size)
+                notes += [note] if note else []
             total = value.shape[dim]
             if (
                 axis == RESIDUAL
@@ -242,26 +240,31 @@ class Subcloner:
         entry.rule, entry.note = rule, ', '.join(notes)
         entry.source = self.pairing.teacher.names.get(source)
 
-    def _fit_positions(self, value: Tensor, size: int) -> tuple[Tensor, str]:
+    def _fit_positions(
+        self, value: Tensor, size: int
+    ) -> tuple[Tensor, str, str]:
         """Resizes the grid of a position embedding to the student's.
 
         The student's class tokens get the position of the teacher's, or
-        zero where the teacher adds none to it.
+        zero where the teacher adds none to it. With it go rule and note.
         """
         teacher, backbone = self.pairing.teacher, self.pairing.backbone
         count, extra = teacher.num_extra_tokens, backbone.num_extra_tokens
         classes, patches = value[:, :count], value[:, count:]
         source, grid = teacher.grid, tuple(backbone.patch_embed.init_out_size)
-        note = ''
+        rule, shown = 'copy', '{}x{}'.format(*source)
+        if not teacher.grid_is_told:
+            shown += ' (taken for square)'
+        note = '' if teacher.grid_is_told else shown
         if source != grid:
-            if not teacher.from_model and patches.shape[1] == size - extra:
+            if not teacher.grid_is_told and patches.shape[1] == size - extra:
                 raise TransferError(
                     f'the {size - extra} positions of the teacher may be '
                     f'{source[0]}x{source[1]}, or {grid[0]}x{grid[1]} as '
                     f"the student's. {GIVE_MODEL}"
                 )
             patches = resize_pos_embed(patches, source, grid, 'bicubic', 0)
-            note = '{}x{} to {}x{}'.format(*source, *grid)
+            rule, note = 'resize', '{} to {}x{}'.format(shown, *grid)
         if extra:
             if not count or 'cls_token' not in teacher.tensors:
                 classes = patches.new_zeros(1, 1, patches.shape[2])
@@ -270,7 +273,7 @@ class Subcloner:
                 patches,
                 backbone.class_token_slots(*grid),
             )
-        return patches, note
+        return patches, rule, note
 
     @staticmethod
     def _drop_orphan_biases(entries: list[TransferEntry]) -> None:

@@ -8,6 +8,9 @@ from typing import NamedTuple, Optional
 
 from torch import Tensor, nn
 
+from ..patch_grid import noted_grid
+from ..records import Grid
+
 #: All families by name.
 FAMILIES: dict[str, 'TeacherFamily'] = {}
 
@@ -174,13 +177,18 @@ class Found(NamedTuple):
         )
 
     def grid(
-        self, modules: Mapping[str, nn.Module]
-    ) -> Optional[tuple[int, int]]:
-        """Patch grid of its position embedding, if its modules tell."""
+        self,
+        tensors: Mapping[str, Tensor],
+        modules: Optional[Mapping[str, nn.Module]],
+    ) -> Optional[Grid]:
+        """Patch grid of its position embedding, if model or file tell."""
         if self.family.grid is None:
             return None
         path, _, attribute = self.family.grid.rpartition('.')
-        grid = getattr(modules[self.prefix + path], attribute)
+        path = self.prefix + path
+        if modules is None:
+            return noted_grid(tensors, path)
+        grid = getattr(modules[path], attribute)
         return None if grid is None else tuple(grid)
 
     def head(self, tensors: Mapping[str, Tensor]) -> tuple[Optional[str], str]:
