@@ -1,9 +1,11 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Making the transfer plan of a config without training."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -61,8 +63,13 @@ def plan_transfer(cfg: Config, shapes_only: bool = False) -> TransferPlan:
     if cfg.get('data_preprocessor') is not None:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     hook: SubcloneInitializer = HOOKS.build(hook_cfg)
-    model = MODELS.build(model_cfg)
-    if not shapes_only and isinstance(model, TransMambaDistill):
+    # Shapes are enough where the teacher is a file that tells the rest.
+    reads_file = hook.teacher_ckpt is not None and not hook.measures
+    with torch.device('meta') if reads_file else nullcontext():
+        model = MODELS.build(model_cfg)
+    if not (shapes_only or reads_file) and isinstance(
+        model, TransMambaDistill
+    ):
         model.load_teacher()
     elif shapes_only and sides_of(model)[1] is None:
         raise TransferError(
@@ -71,6 +78,6 @@ def plan_transfer(cfg: Config, shapes_only: bool = False) -> TransferPlan:
         )
     data = None
     # Without weights there is nothing to measure.
-    if not shapes_only and 'train_dataloader' in cfg:
+    if not (shapes_only or reads_file) and 'train_dataloader' in cfg:
         data = partial(Runner.build_dataloader, cfg.train_dataloader, 0)
     return hook.make_plan(model, data)

@@ -8,7 +8,6 @@ from .files import (
     CheckpointNotFoundError,
     Source,
     read_checkpoint,
-    read_state_dict,
     strip_prefix,
     unwrap_state_dict,
 )
@@ -16,6 +15,7 @@ from .formats import FORMATS, CheckpointFormat
 from .layout import NOTE, Stored, check_layout, note_layout
 from .runs import find_latest_checkpoint
 from .tensor_file import write_weights
+from .weights import LazyTensors, read_state_dict
 
 __all__ = [
     'FORMATS',
@@ -23,6 +23,7 @@ __all__ = [
     'CheckpointError',
     'CheckpointFormat',
     'CheckpointNotFoundError',
+    'LazyTensors',
     'Source',
     'Stored',
     'check_layout',

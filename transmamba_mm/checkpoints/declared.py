@@ -8,7 +8,8 @@ from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
-from .files import CheckpointError, read_state_dict, strip_prefix
+from .files import CheckpointError, strip_prefix
+from .weights import read_state_dict
 
 #: What code around a model puts in front of all its names.
 _AROUND = ('model.', 'module.')

@@ -81,8 +81,8 @@ def unwrap_state_dict(
 ) -> 'OrderedDict[str, Tensor]':
     """Finds the tensors in the content of a checkpoint, whoever wrote it.
 
-    Accepts what :func:`read_state_dict` does, also several wrappers inside
-    each other.
+    Accepts what :func:`~.weights.read_state_dict` does of a file, also
+    several wrappers inside each other.
 
     Args:
         content (Any): What the file holds.
@@ -161,30 +161,6 @@ def strip_prefix(
         if f'{name}.'.startswith(prefix)
     )
     return part
-
-
-def read_state_dict(path: str, ema: bool = False) -> dict[str, Tensor]:
-    """Reads the tensors of a checkpoint, whoever wrote it.
-
-    Accepts a bare state dict, or one under ``state_dict`` (mmengine),
-    ``model`` (DeiT, PlainMamba, Vim) or ``module`` (DeepSpeed); a ``module.``
-    prefix of data-parallel training is dropped, and so are torch's own names
-    of compiled and sharded modules. See :func:`read_checkpoint` for how the
-    file is read.
-
-    Args:
-        path (str): Local path or URL.
-        ema (bool): Take the averaged weights under ``model_ema``. Defaults
-            to False.
-
-    Returns:
-        dict[str, Tensor]: Tensors on the CPU.
-
-    Raises:
-        CheckpointError: If the file cannot be read, or holds no tensors, or
-            no averaged weights.
-    """
-    return unwrap_state_dict(read_checkpoint(path), path, ema)
 
 
 def lookup(owner: Any, name: str) -> Any:

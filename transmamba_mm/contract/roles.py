@@ -33,6 +33,8 @@ _WEIGHT_AND_BIAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     'mixer_out': ((RESIDUAL, INNER), (RESIDUAL,)),
     'ffn_norm': ((RESIDUAL,), (RESIDUAL,)),
     'ffn_in': ((HIDDEN, RESIDUAL), (HIDDEN,)),
+    # What multiplies `ffn_in`, after SiLU, in a gated FFN.
+    'ffn_gate': ((HIDDEN, RESIDUAL), (HIDDEN,)),
     'ffn_out': ((RESIDUAL, HIDDEN), (RESIDUAL,)),
     'final_norm': ((RESIDUAL,), (RESIDUAL,)),
     'head': ((KEEP, RESIDUAL), (KEEP,)),
@@ -40,6 +42,7 @@ _WEIGHT_AND_BIAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 #: Axes of each role, by role without its ``layers.<i>.`` prefix.
 AXES: dict[str, tuple[str, ...]] = {
+    'embed.weight': (KEEP, RESIDUAL),
     'pos_embed': (KEEP, TOKEN, RESIDUAL),
     'temporal_pos_embed': (KEEP, KEEP, RESIDUAL),
     'cls_token': (KEEP, KEEP, RESIDUAL),

@@ -168,6 +168,10 @@ class Teacher:
     @property
     def num_heads(self) -> tuple[int, ...]:
         """tuple[int, ...]: See the class."""
+        if not self.family.num_heads:
+            raise TeacherError(
+                f'the heads of the teacher ({self.family.name}) are not known'
+            )
         path, _, attribute = self.family.num_heads.rpartition('.')
         return tuple(
             getattr(self._modules[f'{layer}.{path}'], attribute)
@@ -208,8 +212,11 @@ class Teacher:
         check_site(site, TEACHER_SITES, 'teacher')
         if site in (LOGITS, EMBEDDINGS):
             return {site: self._scoring_module(site)}
-        family = self.family
-        watched = {'grid': self.module('patch_embed.weight')}
+        if site == QKV:
+            self.parameter('layers.0.qkv.weight')  # or it has no such site
+        family, watched = self.family, {}
+        if 'patch_embed.weight' in self._names:
+            watched['grid'] = self.module('patch_embed.weight')
         if self._frames is not None:
             watched['frames'] = self._frames
         layers = self.layers[-1:] if site == TOKENS else self.layers
@@ -267,7 +274,9 @@ class Teacher:
         """
         if site in (LOGITS, EMBEDDINGS):
             return scores_of(site, seen[site].output)
-        first = tuple(seen['grid'].output.shape[2:])
+        first = None  # a sequence: the grid is its length
+        if 'grid' in seen:
+            first = tuple(seen['grid'].output.shape[2:])
         layers = [self.num_layers - 1]
         if site != TOKENS:
             layers = range(self.num_layers)
@@ -285,7 +294,7 @@ class Teacher:
         site: str,
         layer: int,
         place: str,
-        grid: Grid,
+        grid: Optional[Grid],
         seen: Mapping[str, Captured],
     ) -> TokenRecord:
         inputs = seen[f'{place}layer'].inputs
@@ -309,6 +318,7 @@ class Teacher:
             weight = self.parameter(f'layers.{layer}.qkv.weight')
             tokens = F.linear(tokens, weight, self._qkv_bias(layer))
         extra = self.num_extra_tokens
+        grid = grid or (tokens.shape[1] - extra,)
         record = TokenRecord(layer, tokens[:, extra:], grid, tokens[:, :extra])
         return self.normalise(record) if site == TOKENS else record
 

@@ -2,12 +2,14 @@
 """A teacher's tensors by role, from a live model or from a file."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
+
+from transmamba_mm.checkpoints import LazyTensors
 
 from .families import TeacherError, find_transformer
 from .roles import split_role
@@ -19,7 +21,7 @@ class TeacherWeights:
 
     Attributes:
         family (str): Name of the recognised family.
-        tensors (dict[str, Tensor]): Role to tensor.
+        tensors (MutableMapping[str, Tensor]): Role to tensor.
         names (dict[str, str]): Role to the teacher's parameter name.
         num_extra_tokens (int): Leading entries of its position embedding
             that belong to class and similar tokens.
@@ -32,7 +34,7 @@ class TeacherWeights:
     """
 
     family: str
-    tensors: dict[str, Tensor]
+    tensors: MutableMapping[str, Tensor]
     names: dict[str, str]
     num_extra_tokens: int
     known_grid: Optional[tuple[int, int]] = None
@@ -124,11 +126,14 @@ def read_teacher(
         state = dict([*teacher.named_parameters(), *teacher.named_buffers()])
     found = find_transformer(state, backbone, where, modules)
     names = found.roles(state)
-    # A copy, as a model may change before it is used.
-    tensors = {
-        role: state[key].detach().to('cpu', copy=modules is not None)
-        for role, key in names.items()
-    }
+    tensors: MutableMapping[str, Tensor]
+    if isinstance(state, LazyTensors):
+        tensors = state.renamed(names)
+    else:
+        tensors = {
+            role: _on_cpu(state[key].detach(), modules is not None)
+            for role, key in names.items()
+        }
     for role, dims in (('pos_embed', 3), ('cls_token', 3)):
         if role in tensors:
             shape = tensors[role].shape
@@ -162,6 +167,11 @@ def read_teacher(
     )
 
 
+def _on_cpu(tensor: Tensor, of_model: bool) -> Tensor:
+    """A copy of a model's, as the model may change before it is used."""
+    return tensor if tensor.is_meta else tensor.to('cpu', copy=of_model)
+
+
 def _positions(
     total: int, extra: int, grid: Optional[tuple[int, int]]
 ) -> tuple[int, Optional[tuple[int, int]]]:
@@ -188,7 +198,9 @@ def _positions(
 
 
 def _fuse_biases(
-    layer: str, tensors: dict[str, Tensor], names: dict[str, str]
+    layer: str,
+    tensors: MutableMapping[str, Tensor],
+    names: dict[str, str],
 ) -> None:
     """Makes biases of queries and values one, with zeros for the keys."""
     query = tensors.pop(f'{layer}.q_bias', None)
@@ -202,7 +214,7 @@ def _fuse_biases(
 
 
 def _fold_layer_scale(
-    tensors: dict[str, Tensor], names: dict[str, str]
+    tensors: MutableMapping[str, Tensor], names: dict[str, str]
 ) -> None:
     """Multiplies a LayerScale into the projection in front of it.
 

@@ -169,6 +169,12 @@ class SubcloneInitializer(Hook):
         self.teacher_backbone = teacher_backbone
         self.plan: Optional[TransferPlan] = None
 
+    @property
+    def measures(self) -> bool:
+        """bool: Whether a running teacher may be asked for something."""
+        chosen = self.importance in ('least_changed', 'activation')
+        return self.centre_keys or (chosen and self.reference_ckpt is None)
+
     def before_run(self, runner: Runner) -> None:
         """Subclones, unless testing, resuming or already done."""
         # MMEngine turns `_train_loop` from a config into a loop only when it

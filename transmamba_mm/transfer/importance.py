@@ -8,7 +8,8 @@ normalised by its own mean so that no tensor dominates by scale.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Optional, Union
 
 import torch
@@ -37,29 +38,69 @@ def axis_name(axis: str, layer: Optional[int]) -> str:
     return axis if axis == RESIDUAL else f'layers.{layer}.{axis}'
 
 
-def _score_tensors(
-    teacher: TeacherWeights, measure: Callable[[str, Tensor], Tensor]
-) -> dict[str, Tensor]:
-    """Averages a non-negative measure over the tensors of each axis."""
-    sums, counts = {}, defaultdict(int)
+#: Values of a tensor that are scored at once.
+_AT_ONCE = 1 << 24
+
+
+def _axes(teacher: TeacherWeights) -> Iterator[tuple[str, int, str]]:
+    """Role, dimension and axis name of all that can be selected."""
     # Streams of several widths have no channels in common to choose from.
     selectable = {RESIDUAL, HIDDEN, INNER}
     if len(set(teacher.layer_dims)) > 1:
         selectable.discard(RESIDUAL)
-    for role, tensor in teacher.tensors.items():
+    widest = teacher.embed_dims
+    for role in teacher.tensors:
         layer, kind = split_role(role)
         for dim, axis in enumerate(AXES.get(kind, ())):
             if axis not in selectable:
                 continue
-            if axis == RESIDUAL and tensor.shape[dim] != teacher.embed_dims:
+            size = teacher.tensors[role].shape[dim]
+            if axis == RESIDUAL and size != widest:
                 continue  # a head that reads a hidden layer of its own
-            value = measure(role, tensor).unsqueeze(-1)
-            score = value.transpose(0, dim).flatten(1).mean(1)
-            score = score / score.mean().clamp(min=1e-12)
-            name = axis_name(axis, layer)
+            yield role, dim, axis_name(axis, layer)
+
+
+def _score_tensors(
+    teacher: TeacherWeights,
+    measure: Callable[[str, Tensor, slice], Tensor],
+) -> dict[str, Tensor]:
+    """Averages a non-negative measure over the tensors of each axis.
+
+    Args:
+        teacher (TeacherWeights): The teacher.
+        measure (Callable): Gets a role, its tensor and some of its rows, and
+            gives the measure of those.
+
+    Returns:
+        dict[str, Tensor]: A score per channel by axis name.
+    """
+    sums, counts = {}, defaultdict(int)
+    places = defaultdict(list)
+    for role, dim, name in _axes(teacher):
+        places[role].append((dim, name))
+    for role, found in places.items():
+        tensor = teacher.tensors[role]
+        means = _means(tensor, partial(measure, role, tensor))
+        for dim, name in found:
+            score = means[dim] / means[dim].mean().clamp(min=1e-12)
             sums[name] = sums[name] + score if name in sums else score
             counts[name] += 1
     return {name: total / counts[name] for name, total in sums.items()}
+
+
+def _means(tensor: Tensor, measure: Callable[[slice], Tensor]) -> list[Tensor]:
+    """Mean of a measure for each index of each dimension, part by part."""
+    rows = len(tensor)
+    step = max(1, _AT_ONCE * rows // max(tensor.numel(), 1))
+    first, others = [], [0.0] * (tensor.dim() - 1)
+    for start in range(0, rows, step):
+        part = measure(slice(start, start + step))
+        share = len(part) / rows
+        first.append(part.flatten(1).mean(1) if part.dim() > 1 else part)
+        for dim in range(1, part.dim()):
+            mean = part.transpose(0, dim).flatten(1).mean(1)
+            others[dim - 1] = others[dim - 1] + share * mean
+    return [torch.cat(first), *others]
 
 
 def score_channels(
@@ -110,19 +151,23 @@ def score_channels(
                 + ", or choose importance='magnitude', 'first' or 'random'"
             )
         return dict(measured() if callable(measured) else measured)
-    magnitude = _score_tensors(teacher, lambda _, t: t.float().abs())
     if criterion == 'magnitude':
-        return magnitude
+        return _score_tensors(
+            teacher, lambda _, tensor, rows: tensor[rows].float().abs()
+        )
+    sizes = {
+        name: teacher.tensors[role].shape[dim]
+        for role, dim, name in _axes(teacher)
+    }
     if criterion == 'first':
         return {
-            name: -torch.arange(s.numel()).float()
-            for name, s in magnitude.items()
+            name: -torch.arange(size).float() for name, size in sizes.items()
         }
     if criterion == 'random':
         generator = torch.Generator().manual_seed(seed)
         return {
-            name: torch.rand(s.numel(), generator=generator)
-            for name, s in magnitude.items()
+            name: torch.rand(size, generator=generator)
+            for name, size in sizes.items()
         }
     raise TransferError(
         f'unknown importance {criterion!r}; choose from {", ".join(CRITERIA)}'
@@ -153,17 +198,19 @@ def score_changes(
                 f'fine-tuned from'
             )
     change = _score_tensors(
-        teacher, lambda role, t: _change(role, t, reference)
+        teacher,
+        lambda role, tensor, rows: _change(
+            tensor, reference.tensors.get(role), rows
+        ),
     )
     return {name: -score for name, score in change.items()}
 
 
-def _change(role: str, tensor: Tensor, reference: TeacherWeights) -> Tensor:
-    before = reference.tensors.get(role)
+def _change(tensor: Tensor, before: Optional[Tensor], rows: slice) -> Tensor:
     if before is None or before.shape != tensor.shape:
         # A head for other classes says nothing about the channels.
-        return torch.ones_like(tensor, dtype=torch.float32)
-    return (tensor.float() - before.float()).abs()
+        return torch.ones_like(tensor[rows], dtype=torch.float32)
+    return (tensor[rows].float() - before[rows].float()).abs()
 
 
 def select(score: Tensor, size: int) -> Tensor:

@@ -7,9 +7,11 @@ write.
 """
 
 import json
+import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +41,8 @@ class TransferEntry:
         note (str): Why it is fresh, or how it was cut.
         index (tuple[slice, ...] | None): The part of the student tensor
             that is written; None for all of it.
-        value (Tensor | None): What is written there; None if nothing is.
+        value (Tensor | Callable | None): What is written there, or what
+            gives it then; None if nothing is.
     """
 
     name: str
@@ -48,7 +51,7 @@ class TransferEntry:
     source: Optional[str] = None
     note: str = ''
     index: Optional[tuple[slice, ...]] = None
-    value: Optional[Tensor] = None
+    value: Union[Tensor, Callable[[], Tensor], None] = None
 
     @property
     def numel(self) -> int:
@@ -60,7 +63,12 @@ class TransferEntry:
         """int: Values that come from another model."""
         if self.rule not in COPYING_RULES or self.value is None:
             return 0
-        return self.value.numel()
+        if self.index is None:
+            return self.numel
+        sizes = [
+            len(range(n)[part]) for part, n in zip(self.index, self.shape)
+        ]
+        return math.prod(sizes) * math.prod(self.shape[len(sizes) :])
 
 
 @dataclass
@@ -116,7 +124,8 @@ class TransferPlan:
             target = parameters[entry.name]
             if entry.index is not None:
                 target = target[entry.index]
-            target.copy_(entry.value)
+            value = entry.value
+            target.copy_(value() if callable(value) else value)
 
     def summary(self) -> str:
         """One line: coverage and the number of tensors per rule."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from transmamba_mm.contract.layer_map import resolve_layer_map
 from transmamba_mm.contract.roles import INNER, QKV, RESIDUAL, split_role
 
+from .donor import Donor
 from .pairing import Pairing
 from .plan import TransferEntry, TransferError
 
@@ -115,8 +116,8 @@ class PretrainedSSM(SSMSource):
     One of the student's own family gives the tensors of the same names. Of
     a Mamba-1 (or Vim) under the names of ``mamba_ssm``, all directions of a
     student's layer take the forward scan of one of its layers, which are
-    spread evenly over the student's. A tensor fits whole or stays fresh:
-    nothing is cut, for no importance is known of these channels.
+    spread evenly over the student's. A tensor that does not fit is cut if
+    the donor is larger in all sizes; see :class:`~.donor.Donor`.
 
     It also gives the output projection of a mixer where the attention's does
     not fit, and it serves all layers, whatever ``early_layers`` says of the
@@ -133,6 +134,7 @@ class PretrainedSSM(SSMSource):
         self._mamba = read_mamba(state_dict)
         layers = [split_role(role)[0] for role in self._mamba]
         self._depth = max(layers, default=-1) + 1
+        self._donor = Donor(state_dict, self._mamba)
 
     def describe(self) -> str:
         """What to call this source in a plan."""
@@ -148,14 +150,34 @@ class PretrainedSSM(SSMSource):
                 entry.rule, entry.source = 'ssm', key
                 # One copy for each direction where they have their own.
                 entry.value = value.expand(shape)
+            elif cut := self._cut(key, entry, role, pairing):
+                entry.rule, entry.source = 'ssm', key
+                entry.value, entry.note = cut
             else:
                 entry.note = f'SSM; the pretrained one is {tuple(value.shape)}'
         super().fill(entry, role, pairing)
 
+    def _cut(
+        self, key: str, entry: TransferEntry, role: str, pairing: Pairing
+    ) -> Optional[tuple[Callable[[], Tensor], str]]:
+        """See :meth:`Donor.cut`."""
+        layer, kind = split_role(role)
+        sources = [x for x, name in self._mamba.items() if name == key]
+        if not sources:
+            return None
+        shapes = {}
+        for name, parameter in pairing.student.named_parameters():
+            place, own = split_role(pairing.roles.get(name, ''))
+            if place == layer:
+                shapes.setdefault(own, parameter.shape)
+        source, _ = split_role(sources[0])
+        return self._donor.cut(kind, source, entry.shape, shapes)
+
     def _find(
         self, entry: TransferEntry, role: str, pairing: Pairing
     ) -> Optional[str]:
-        if not self._mamba or self._is_own(pairing):
+        one_way = len(pairing.backbone.directions) == 1
+        if not self._mamba or (not one_way and self._is_own(pairing)):
             name = entry.name.split('backbone.', 1)[-1]
             return self._named(name)
         layer, kind = split_role(role)

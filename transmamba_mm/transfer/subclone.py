@@ -6,6 +6,7 @@ is copied. A narrower student takes one subset of the residual channels for
 the whole network, and one subset of hidden channels per FFN.
 """
 
+from functools import partial
 from typing import Optional
 
 import torch
@@ -32,6 +33,13 @@ from .importance import CRITERIA, Scores
 from .pairing import Pairing
 from .plan import TransferEntry, TransferError, TransferPlan
 from .ssm import SSMSource
+
+
+def _cut(value: Tensor, cuts: dict[int, Tensor]) -> Tensor:
+    """Some channels of a tensor, by dimension."""
+    for dim, index in cuts.items():
+        value = value.index_select(dim, index)
+    return value
 
 
 class Subcloner:
@@ -196,7 +204,7 @@ class Subcloner:
             )
             return
         axes = AXES[kind]
-        rule, notes, index = 'copy', [], []
+        rule, notes, index, cuts = 'copy', [], [], {}
         if kind == 'patch_embed.weight' and len(entry.shape) == 5:
             value, axes = inflated(value, entry.shape[2]), (*axes, KEEP)
             rule = 'resize'
@@ -221,7 +229,7 @@ class Subcloner:
                 continue
             if axis in (RESIDUAL, HIDDEN, INNER) and size < total:
                 chosen = self.pairing.indices(axis, source_layer, size)
-                value = value.index_select(dim, chosen)
+                cuts[dim] = chosen
                 rule = 'select' if rule == 'copy' else rule
                 notes.append(f'{axis} {size}/{total}')
             elif axis in (RESIDUAL, HIDDEN) and self.widen == 'leading':
@@ -233,7 +241,7 @@ class Subcloner:
                     f'{tuple(value.shape)}'
                 )
                 return
-        entry.value = value
+        entry.value = partial(_cut, value, cuts) if cuts else value
         entry.index = tuple(index) if rule == 'leading' else None
         if weight is not None:
             rule, notes = 'init', ['zero, as the teacher has none']

@@ -25,7 +25,7 @@ class TeacherFamily:
 
     All names are relative to the Transformer, wherever it stands in a model.
     Those that start with ``^`` are relative to the model around it: what is
-    above ``backbone``. Weights are copied from a model only if the row
+    above :attr:`around`. Weights are copied from a model only if the row
     accounts for all tensors of the Transformer, and their shapes agree; what
     it does not name computes something else.
 
@@ -40,6 +40,7 @@ class TeacherFamily:
             the roles ``<role>.weight`` and ``<role>.bias``. Other than
             students, a teacher may have ``pooled_norm``, a norm between
             pooling and head, which stands in for a missing ``final_norm``.
+            An ``embed`` is the head as well, if there is no other.
         inner (dict[str, str]): Likewise in a layer. Other than students, a
             teacher has ``qkv``, its fused query, key and value projection,
             maybe with biases of its own for two of them, ``q_bias`` and
@@ -61,6 +62,8 @@ class TeacherFamily:
             Defaults to ``()``.
         grid (str, optional): Module and attribute that hold the patch grid
             (h, w) of the position embedding. Defaults to None: none does.
+        around (str): How a model around calls the Transformer. Defaults to
+            ``'backbone.'``.
         head (tuple[str, ...]): Modules that may be, or hold, the classifier
             layer. Defaults to ``()``.
         before_head (tuple[str, ...]): Modules that may stand between the
@@ -74,7 +77,8 @@ class TeacherFamily:
             stream and whose output the attention reads. Defaults to
             ``'norm1'``.
         num_heads (str): In a layer, module and attribute that hold the
-            number of heads. Defaults to ``'attn.num_heads'``.
+            number of heads; ``''`` where nobody need know. Defaults to
+            ``'attn.num_heads'``.
         attention_extras (tuple[str, ...]): What attention computes with
             beside queries, keys and values, where no parameter of it tells.
             Defaults to ``()``.
@@ -91,6 +95,7 @@ class TeacherFamily:
     not_copied: str = ''
     extra_tokens: tuple[str, ...] = ()
     grid: Optional[str] = None
+    around: str = 'backbone.'
     head: tuple[str, ...] = ()
     before_head: tuple[str, ...] = ()
     logits: tuple[str, ...] = ()
@@ -124,11 +129,11 @@ class TeacherFamily:
 
     def places(self, names: Iterable[str], prefix: str) -> list[str]:
         """Full names of what may be called so; see the class for ``^``."""
-        above, backbone, _ = prefix.rpartition('backbone.')
+        above, within, _ = prefix.rpartition(self.around)
         # Around a backbone, the model's own head comes first.
         outside = [above + name[1:] for name in names if name[0:1] == '^']
-        within = [prefix + name for name in names if name[0:1] != '^']
-        return (outside if backbone else []) + [x.rstrip('.') for x in within]
+        inside = [prefix + name for name in names if name[0:1] != '^']
+        return (outside if within else []) + [x.rstrip('.') for x in inside]
 
 
 class Found(NamedTuple):
@@ -192,7 +197,7 @@ class Found(NamedTuple):
         return None if grid is None else tuple(grid)
 
     def head(self, tensors: Mapping[str, Tensor]) -> tuple[Optional[str], str]:
-        """The one linear layer that maps pooled tokens to class scores.
+        """The one linear layer that maps tokens to scores.
 
         Returns:
             tuple[str | None, str]: Its full name; else None and why not.
@@ -220,6 +225,9 @@ class Found(NamedTuple):
                     f"the teacher's head reads {reads}, not the pooled tokens"
                 )
             return layers[0], ''
+        for name, role in family.outer.items():
+            if role == 'embed':
+                return self.prefix + name, ''  # they share their weights
         return None, 'the teacher has no head'
 
     def _norms(self, tensors: Mapping[str, Tensor]) -> list[str]:

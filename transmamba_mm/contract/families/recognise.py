@@ -132,7 +132,7 @@ def _missing(
     needed = [
         prefix + name
         for name, role in family.outer.items()
-        if role == 'patch_embed'
+        if role in ('patch_embed', 'embed')
     ]
     for name, role in family.inner.items():
         optional = role in _SCALES or role.endswith('bias')
