@@ -13,8 +13,9 @@ from typing import Optional
 
 from torch import Tensor, nn
 
-from .files import CheckpointError, Source, read_state_dict, strip_prefix
+from .files import CheckpointError, Source, strip_prefix
 from .load import check_match
+from .weights import read_state_dict
 
 # Of the archives: sizes and a mask, which the towers know by themselves.
 _CONSTANTS = re.compile(
