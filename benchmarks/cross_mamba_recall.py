@@ -1,8 +1,8 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """What a text remembers of an image: Cross-Mamba against Mamba.
 
-An image of a few tokens holds pairs of a key and a value. Text follows, and
-at last a key, whose value is asked for. The second of two layers is Mamba or
+An image of a few tokens holds a key and a value in each. Text follows, and at
+last a key, whose value is asked for. The second of two layers is Mamba or
 Cross-Mamba; both models have the same parameters, start values and batches.
 A cell that is in the output folder is not run again::
 
@@ -36,17 +36,22 @@ MIXERS = {
 def batch(
     size: int, pairs: int, fillers: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids (B, L), of which 2 ``pairs`` are the image, its mask, answers."""
+    """Two ids (B, L, 2) of each token, the image's mask, answers (B,).
+
+    A token of the image is a key and a value, one of the text a word twice.
+    """
     scores = torch.rand(size, KEYS, generator=generator)
     keys = scores.argsort(1)[:, :pairs]
     values = torch.randint(VALUES, (size, pairs), generator=generator)
-    image = torch.stack([keys, KEYS + values], 2).flatten(1)
+    values = values + KEYS
     words = torch.randint(WORDS, (size, fillers), generator=generator)
     asked = torch.randint(pairs, (size, 1), generator=generator)
-    text = [words + KEYS + VALUES, keys.gather(1, asked)]
-    ids = torch.cat([image, *text], dim=1)
-    mask = torch.arange(ids.shape[1]).expand_as(ids) < image.shape[1]
-    return ids, mask, KEYS + values.gather(1, asked)[:, 0]
+    text = torch.cat([words + KEYS + VALUES, keys.gather(1, asked)], 1)
+    ids = torch.stack(
+        [torch.cat([keys, text], 1), torch.cat([values, text], 1)], 2
+    )
+    mask = torch.arange(ids.shape[1]).expand(size, -1) < pairs
+    return ids, mask, values.gather(1, asked)[:, 0]
 
 
 def run(mixer: str, fillers: int, seed: int, args) -> dict:
@@ -62,7 +67,9 @@ def run(mixer: str, fillers: int, seed: int, args) -> dict:
 
     def answers(size: int) -> tuple[Tensor, Tensor]:
         ids, mask, answer = batch(size, args.pairs, fillers, generator)
-        return model(ids, image_mask=mask, last_only=True)[:, 0], answer
+        tokens = model.embed_tokens(ids).mean(2)
+        logits = model(inputs_embeds=tokens, image_mask=mask, last_only=True)
+        return logits[:, 0], answer
 
     start = time.perf_counter()
     for _ in range(args.steps):

@@ -42,6 +42,14 @@ def test_every_guide_is_in_the_index():
     assert set(re.findall(r'guides/(\w+)', index)) == {p.stem for p in GUIDES}
 
 
+def test_language_models_of_the_guide_run():
+    page, scope = (ROOT / 'docs/guides/vqa.md').read_text(), {}
+    for block in re.findall(r'```python\n(.+?)```', page, re.S):
+        if 'custom_hooks' not in block:
+            exec(block, scope)
+    assert scope['logits'].shape == (2, 4, 100)
+
+
 def test_life_of_a_batch_names_what_exists():
     named = re.findall(r'`([\w/]+\.py)`:\s+`(\w+)`', LIFE)
     assert len(named) > 25
@@ -97,9 +105,11 @@ def test_life_of_a_batch_tells_what_subcloning_copies():
 def test_kernels_mixers_and_backbones():
     page = (ROOT / 'docs/guides/scan.md').read_text()
     rows = re.findall(r'^\| (`.+) \| `(\w+Mixer)`.* \| (.+) \|$', page, re.M)
+    kinds = layers.DirectionalMixer.__subclasses__()
+    kinds += layers.BidirectionalMixer.__subclasses__()
     assert {mixer for _, mixer, _ in rows} == {
         kind.__name__
-        for kind in layers.DirectionalMixer.__subclasses__()
+        for kind in kinds
         if kind.__module__.startswith('transmamba_mm')
     }
     named = ' '.join(backbones for _, _, backbones in rows)
