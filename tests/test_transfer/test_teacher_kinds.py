@@ -485,6 +485,16 @@ def test_a_head_of_several_layers_is_no_linear_one(head):
     )
 
 
+@pytest.mark.parametrize('by_file', [False, True])
+def test_a_head_that_scores_cosines_is_no_linear_one(by_file):
+    cosines = dict(type='ArcFaceClsHead')
+    ours, teacher = with_head(LINEAR), mm_vit(head=cosines)
+    entries = subclone(ours, teacher.state_dict() if by_file else teacher)
+    assert 'no linear layer' in entries['head.fc.weight'].note
+    entries = subclone(with_head(cosines), mm_vit(head=LINEAR))
+    assert entries['head.norm_product.weight'].value is None
+
+
 @pytest.mark.parametrize(
     'head',
     [

@@ -22,6 +22,7 @@ from transmamba_mm.ops import linear
 
 from .class_tokens import join_class_tokens, split_class_tokens
 from .embedding_head import NO_EMBEDDINGS, embedding_head, scores_of
+from .linear import is_linear
 from .records import TokenRecord
 from .scan_orders import scan_order
 from .sites import (
@@ -302,7 +303,9 @@ class Student:
             trained, width = trained[1:], lift[1].out_features
         if len(trained) != 1 or self._classifier != trained[0]:
             return None
-        return trained[0] if trained[0][1].in_features == width else None
+        head = trained[0][1]
+        fits = is_linear(head) and head.in_features == width
+        return trained[0] if fits else None
 
     def _part(self, name: str) -> dict[str, nn.Module]:
         """A part of the model beside the backbone, with all inside of it."""

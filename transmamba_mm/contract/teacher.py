@@ -89,7 +89,7 @@ class Teacher:
         )
         self.family, self._prefix = found.family, found.prefix
         self.layers = found.layers
-        self._names = found.roles(self._parameters)
+        self._names = found.roles(self._parameters, self._modules)
         self.num_layers = len(self.layers)
         self.layer_dims = tuple(
             self.parameter(f'layers.{i}.mixer_norm.weight').numel()

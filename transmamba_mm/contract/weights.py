@@ -125,7 +125,7 @@ def read_teacher(
         # Not `state_dict`, whose names are not always those of the modules.
         state = dict([*teacher.named_parameters(), *teacher.named_buffers()])
     found = find_transformer(state, backbone, where, modules)
-    names = found.roles(state)
+    names = found.roles(state, modules)
     tensors: MutableMapping[str, Tensor]
     if isinstance(state, LazyTensors):
         tensors = state.renamed(names)
@@ -163,7 +163,7 @@ def read_teacher(
         extra,
         grid,
         told is not None,
-        {'head': found.head(state)[1]},
+        {'head': found.head(state, modules)[1]},
     )
 
 

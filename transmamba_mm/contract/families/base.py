@@ -8,6 +8,7 @@ from typing import NamedTuple, Optional
 
 from torch import Tensor, nn
 
+from ..linear import is_linear
 from ..patch_grid import noted_grid
 from ..records import Grid
 
@@ -156,7 +157,11 @@ class Found(NamedTuple):
         pattern = self.prefix + self.family.layers
         return [pattern.format(*place) for place in self.places]
 
-    def roles(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    def roles(
+        self,
+        tensors: Mapping[str, Tensor],
+        modules: Optional[Mapping[str, nn.Module]] = None,
+    ) -> dict[str, str]:
         """Full name of the parameter in each role that there is."""
         named = {}
         for leaf in ('', '.weight', '.bias'):
@@ -166,7 +171,7 @@ class Found(NamedTuple):
                 for name, role in self.family.inner.items():
                     full = f'{layer}.{name}{leaf}'
                     named[f'layers.{i}.{role}{leaf}'] = full
-        head, _ = self.head(tensors)
+        head, _ = self.head(tensors, modules)
         if head is not None:
             named['head.weight'] = f'{head}.weight'
             named['head.bias'] = f'{head}.bias'
@@ -196,7 +201,11 @@ class Found(NamedTuple):
         grid = getattr(modules[path], attribute)
         return None if grid is None else tuple(grid)
 
-    def head(self, tensors: Mapping[str, Tensor]) -> tuple[Optional[str], str]:
+    def head(
+        self,
+        tensors: Mapping[str, Tensor],
+        modules: Optional[Mapping[str, nn.Module]],
+    ) -> tuple[Optional[str], str]:
         """The one linear layer that maps tokens to scores.
 
         Returns:
@@ -214,7 +223,12 @@ class Found(NamedTuple):
             ]
             between += self._norms(tensors)[1:]
             weight = tensors.get(f'{layers[0]}.weight')
-            if len(layers) > 1 or weight is None or weight.dim() != 2:
+            linear = len(layers) == 1 and weight is not None
+            if modules is None:  # mmpretrain's of cosines
+                linear &= not layers[0].endswith('norm_product')
+            else:
+                linear &= is_linear(modules[layers[0]])
+            if not linear or weight.dim() != 2:
                 shown = ', '.join(layers[:3])
                 return None, f"the teacher's head is no linear layer: {shown}"
             if between or weight.shape[1] != self._width(tensors):
