@@ -78,6 +78,19 @@ def test_no_epoch(tmp_path, max_epochs):
     assert 'train_cfg.max_epochs must be positive' in message
 
 
+@pytest.mark.parametrize('interval', [0, -1, '1', None])
+def test_no_interval_of_evaluations(tmp_path, interval):
+    message = check(
+        tmp_path,
+        tiny_student(),
+        train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=interval),
+        val_cfg=dict(),
+        val_dataloader=DataLoader(TinyPictures(), collate_fn=pseudo_collate),
+        val_evaluator=dict(type='Accuracy'),
+    )
+    assert 'train_cfg.val_interval must be an integer from 1 on' in message
+
+
 def test_no_batch(tmp_path):
     loader = DataLoader(
         TinyPictures(3),

@@ -113,6 +113,12 @@ MISTAKES = [
         'default_hooks.checkpoint={',
         "interval must be an integer, got 'an epoch'",
     ),
+    (
+        'default_hooks',
+        dict(checkpoint=dict(type=SAFE, max_keep_cktps=1)),
+        'default_hooks.checkpoint={',
+        "there is no option 'max_keep_cktps'",
+    ),
     ('train_cfg.max_epochs', 0, 'train_cfg.max_epochs must be positive'),
 ]
 
@@ -154,6 +160,8 @@ def test_what_goes_wrong_later_keeps_its_traceback(base):
         ({'model.alpha': float('nan')}, 'model.alpha is NaN'),
         ({'model.heads': [dict(loss_weight=-1)]}, 'model.heads.0.loss_weight'),
         ({'model.list.5': 3}, '--cfg-options: '),
+        ({'env_cfg': 5}, 'env_cfg must be a dict, got 5'),
+        ({'val_dataloader': True}, 'val_dataloader must be a dict'),
     ],
 )
 def test_values_of_a_config(tmp_path, options, message):

@@ -4,6 +4,7 @@
 import os
 import os.path as osp
 import re
+from inspect import signature
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -99,7 +100,8 @@ class SafeCheckpointHook(CheckpointHook):
     writing to the backend.
 
     Raises:
-        ValueError: If a number of epochs or files is none.
+        ValueError: If a number of epochs or files is none, or there is no
+            such option.
         NonFiniteError: Instead of saving NaN or infinite weights.
     """
 
@@ -108,6 +110,10 @@ class SafeCheckpointHook(CheckpointHook):
         for name in ('interval', 'max_keep_ckpts', 'save_begin'):
             check_int(name, getattr(self, name), minimum=-1)
         check_bool('by_epoch', self.by_epoch)
+        # What it does not know itself, it hands on when it saves.
+        known = signature(Runner.save_checkpoint).parameters
+        if unknown := self.args.keys() - known:
+            raise ValueError(f'there is no option {min(unknown)!r}')
         remote = '://' in str(self.out_dir or '')
         if self.backend_args is None and not remote:
             self.backend_args = dict(backend='transmamba_atomic')

@@ -14,6 +14,7 @@ from mmpretrain.evaluation import Accuracy, SingleLabelMetric
 from torch import nn
 
 from transmamba_mm.checkpoints.files import lookup, read_checkpoint
+from transmamba_mm.checks import is_int
 from transmamba_mm.contract.sites import LOGITS
 from transmamba_mm.datasets.inspect import (
     check_classes,
@@ -101,6 +102,13 @@ def _check_length(runner: Runner) -> None:
     length = getattr(runner, name)
     if length < 1:
         raise PreCheckError(f'train_cfg.{name} must be positive, got {length}')
+    if runner.val_loop is not None:
+        interval = runner.train_loop.val_interval
+        if not is_int(interval) or interval < 1:
+            raise PreCheckError(
+                f'train_cfg.val_interval must be an integer from 1 on, got '
+                f'{interval!r}'
+            )
     if by_epoch and not runner.max_iters:
         raise PreCheckError(
             f'train_dataloader gives no batch: its dataset has '

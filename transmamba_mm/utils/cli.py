@@ -93,6 +93,18 @@ _NESTED_KEYS = {
     'auto_scale_lr': {'base_batch_size', 'enable'},
     'env_cfg': {'cudnn_benchmark', 'dist_cfg', 'mp_cfg', 'resource_limit'},
 }
+# Settings that are dicts, if they are there.
+_DICTS = (
+    *_NESTED_KEYS,
+    'default_hooks',
+    'model',
+    'optim_wrapper',
+    *(
+        f'{kind}_{part}'
+        for kind in ('train', 'val', 'test')
+        for part in ('cfg', 'dataloader')
+    ),
+)
 # What launchers call a process's number.
 _RANKS = {
     'pytorch': 'RANK',
@@ -205,13 +217,17 @@ def load_config(args: argparse.Namespace) -> Config:
     check_config_keys(settings)
     for key in set(cfg) - {*settings, *RUNNER_KEYS}:
         cfg.pop(key)  # MMEngine cannot write all of it
-    _check_nested_keys(cfg)
+    _check_nesting(cfg)
     _check_config_values(cfg.to_dict())
     return cfg
 
 
-def _check_nested_keys(cfg: Config) -> None:
-    """Refuses keys of settings of which MMEngine drops what it knows not."""
+def _check_nesting(cfg: Config) -> None:
+    """Refuses what should be dicts, and keys in them that MMEngine drops."""
+    for name in _DICTS:
+        value = cfg.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise UsageError(f'{name} must be a dict, got {value!r}')
     for owner, known in _NESTED_KEYS.items():
         for key in cfg.get(owner) or ():
             if key not in known:

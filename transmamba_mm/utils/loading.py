@@ -1,7 +1,12 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Checkpoints that a tool is given."""
 
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import torch
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from transmamba_mm.checkpoints import CheckpointError
@@ -59,9 +64,11 @@ def check_loading(runner: Runner, strict: bool) -> None:
         def noted(*args, **kwargs) -> dict:
             nonlocal loaded
             loaded = checked(*args, **kwargs)
-            # MMEngine would count on with whatever it finds.
+            # MMEngine would go on with whatever it finds.
             meta = loaded['meta']
             meta['epoch'], meta['iter'] = int(meta['epoch']), int(meta['iter'])
+            _check_schedulers(runner.param_schedulers, loaded)
+            _check_optimizer(runner.optim_wrapper, loaded['optimizer'])
             return loaded
 
         runner.load_checkpoint = noted
@@ -82,3 +89,64 @@ def check_loading(runner: Runner, strict: bool) -> None:
             runner.load_checkpoint = checked
 
     runner.load_checkpoint, runner.resume = checked, resumed
+
+
+def _check_schedulers(own: Any, content: Mapping) -> None:
+    """Refuses states that schedulers would take over, and fail with later."""
+    states = {k: s.state_dict() for k, s in _numbered(own)}
+    found = dict(_numbered(content.get('param_schedulers')))
+    if states.keys() != found.keys():
+        raise ValueError(
+            f'it is of {len(found)} schedulers, and there are {len(states)}'
+        )
+    for place, state in states.items():
+        if wrong := state.keys() ^ dict(found[place]).keys():
+            raise ValueError(
+                f'{min(wrong)} is not in both states of scheduler {place}'
+            )
+        for key, value in found[place].items():
+            _check_kind(f'{key} of scheduler {place}', value, state[key])
+
+
+def _numbered(schedulers: Any) -> Iterator[tuple[str, Any]]:
+    """Schedulers, or their states, of one optimizer or of several."""
+    if isinstance(schedulers, Mapping):
+        for name, each in schedulers.items():
+            for place, scheduler in _numbered(each):
+                yield f'{name}.{place}', scheduler
+    else:
+        for i, scheduler in enumerate(schedulers or ()):
+            yield str(i), scheduler
+
+
+def _check_optimizer(wrapper: Any, found: Mapping) -> None:
+    """Refuses settings and values that steps would fail with later."""
+    if not isinstance(wrapper, OptimWrapper):  # of several optimizers
+        return
+    for i, group in enumerate(found['param_groups']):
+        for key, value in wrapper.optimizer.defaults.items():
+            if key in group:
+                _check_kind(f'{key} of group {i}', group[key], value)
+    for i, state in found['state'].items():
+        for key, value in state.items():
+            if not isinstance(value, (torch.Tensor, float, int, type(None))):
+                raise ValueError(f'{key} of parameter {i} is {value!r:.40}')
+
+
+def _check_kind(name: str, value: Any, own: Any) -> None:
+    same = _kind(value) == _kind(own)
+    # A switch that this config sets and that of the checkpoint did not.
+    unset = value is None and (isinstance(own, bool) or 'eta_min' in name)
+    if not (same or unset or own is None):
+        raise ValueError(
+            f'{name} is {value!r:.40}, and should be like {own!r:.40}'
+        )
+
+
+def _kind(value: Any) -> Any:
+    """Whether values may stand for each other."""
+    if isinstance(value, (list, tuple)):
+        return frozenset(map(_kind, value))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return 'NaN' if math.isnan(value) else 'a number'
+    return type(value)
