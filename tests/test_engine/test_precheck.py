@@ -102,6 +102,20 @@ def test_no_batch(tmp_path):
     assert 'gives no batch: its dataset has 3 samples' in message
 
 
+@pytest.mark.parametrize(('num', 'warns'), [(8, False), (16, True)])
+def test_a_run_that_goes_on_with_other_data(tmp_path, num, warns):
+    train(tmp_path, tiny_student(), max_epochs=1)
+    train(tmp_path, tiny_student(), max_epochs=4, num=num, resume=True)
+    (log,) = [
+        path.read_text()
+        for path in tmp_path.rglob('*.log')
+        if 'resumed epoch: 1, iter: 2' in path.read_text()
+    ]
+    message = '1 epochs are 4 iterations of this train_dataloader'
+    assert (message in log) == warns
+    assert ('go on at 12% of the training, not 25%' in log) == warns
+
+
 # ------------------------------------------------------------ paramwise_cfg
 
 

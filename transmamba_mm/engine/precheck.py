@@ -115,6 +115,19 @@ def _check_length(runner: Runner) -> None:
             f'{len(runner.train_dataloader.dataset)} samples. Lower '
             f'batch_size, or set drop_last=False'
         )
+    expected = runner.epoch * len(runner.train_dataloader)
+    if by_epoch and runner.iter != expected:
+        runner.logger.warning(
+            f'the run goes on at iteration {runner.iter}, but its '
+            f'{runner.epoch} epochs are {expected} iterations of this '
+            f'train_dataloader: its data, their fraction, batch_size or the '
+            f'number of processes are others than before (or it was saved '
+            f'inside of an epoch). Learning rates by iteration, and phases '
+            f'and spans of losses, go on at '
+            f'{runner.iter / runner.max_iters:.0%} of the training, not '
+            f'{runner.epoch / runner.max_epochs:.0%}: start anew, or resume '
+            f'with the settings of before'
+        )
 
 
 # ------------------------------------------------------------------ the data
