@@ -1,9 +1,13 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Builders of tiny models and runs that several tests share."""
 
+import contextlib
 import copy
+import multiprocessing
 import os
 import runpy
+import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -146,6 +150,71 @@ def start_tool(cwd, *command, **kwargs) -> subprocess.Popen:
         text=True,
         **kwargs,
     )
+
+
+class ForkedTool:
+    """``tools/<tool>.py`` in forks of this process, to save the imports.
+
+    Args:
+        cwd (Path): Where it runs.
+        tool (str): Its name.
+        args: Its arguments.
+        ranks (int): Processes of a distributed run. Defaults to 0: one, of
+            which no launcher knows.
+    """
+
+    def __init__(self, cwd, tool: str, *args, ranks: int = 0) -> None:
+        self._log = Path(cwd, f'{uuid.uuid4().hex}.log')
+        context = multiprocessing.get_context('fork')
+        shared = dict(
+            WORLD_SIZE=str(ranks),
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=str(_free_port()),
+        )
+        self.processes = []
+        for rank in range(ranks) if ranks else [0]:
+            own = dict(shared, RANK=str(rank)) if ranks else {}
+            env = dict(own, LOCAL_RANK=str(rank))
+            target = (cwd, self._log, env, tool, *map(str, args))
+            self.processes.append(context.Process(target=_run, args=target))
+            self.processes[-1].start()
+
+    def wait(self, fails: bool = False, timeout: int = 300) -> str:
+        """Waits for its end, good or bad as it must be; returns its output."""
+        try:
+            for process in self.processes:
+                process.join(timeout)
+        finally:
+            self.kill()
+        output = self._log.read_text()
+        failed = any(process.exitcode for process in self.processes)
+        assert failed == fails, output[-4000:]
+        return output
+
+    def kill(self) -> None:
+        """Kills it, its own workers included."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def _run(cwd, log, env: dict, tool: str, *args) -> None:
+    os.setsid()
+    os.chdir(cwd)
+    os.environ.update(env)
+    with open(log, 'a', buffering=1) as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        sys.stdout = sys.stderr = output
+        sys.argv = [tool, *args]
+        runpy.run_path(str(TOOLS / f'{tool}.py'), run_name='__main__')
 
 
 def own_name() -> str:

@@ -2,18 +2,15 @@
 """Two processes train as one does, through tools/train.py."""
 
 import json
-import os
-import socket
 
 import pytest
 import torch
 from helpers import (
     CONFIGS,
-    TOOLS,
+    ForkedTool,
     own_name,
     run_tool_here,
     save_teacher,
-    start_tool,
 )
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -79,12 +76,6 @@ class RankStates(Hook):
 """
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
-
-
 def arguments(work_dir, world):
     return [
         'config.py',
@@ -110,22 +101,13 @@ def runs(tmp_path_factory):
     save_teacher(folder / 'epoch_60.pth', teacher)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setenv('PYTHONPATH', str(root), prepend=os.pathsep)
         patch.syspath_prepend(str(root))
-        process = start_tool(
-            root,
-            '-m',
-            'torch.distributed.run',
-            '--nproc_per_node=2',
-            f'--master_port={free_port()}',
-            TOOLS / 'train.py',
-            *arguments('two', 2),
-            '--launcher',
-            'pytorch',
-        )
-        run_tool_here(patch, 'train', *arguments('one', 1))
-        output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-4000:]
+        options = [*arguments('two', 2), '--launcher', 'pytorch']
+        run = ForkedTool(root, 'train', *options, ranks=2)
+        try:
+            run_tool_here(patch, 'train', *arguments('one', 1))
+        finally:
+            output = run.wait()
 
     def load(name):
         return torch.load(root / name)

@@ -9,11 +9,10 @@ import pytest
 import torch
 from helpers import (
     CONFIGS,
-    TOOLS,
+    ForkedTool,
     own_name,
     run_tool_here,
     save_teacher,
-    start_tool,
 )
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -91,19 +90,12 @@ def arguments(work_dir, *more, config='config', options=()):
 def started(project):
     """Two processes, which train while the first tests run."""
     half = ['train_dataloader.batch_size=16']
-    process = start_tool(
-        project,
-        '-m',
-        'torch.distributed.run',
-        '--standalone',
-        '--nproc_per_node=2',
-        TOOLS / 'train.py',
-        *arguments('two', config='parallel', options=half),
-        '--launcher',
-        'pytorch',
+    options = arguments('two', config='parallel', options=half)
+    run = ForkedTool(
+        project, 'train', *options, '--launcher', 'pytorch', ranks=2
     )
-    yield process
-    process.kill()
+    yield run
+    run.kill()
 
 
 class Run:
@@ -152,8 +144,7 @@ def whole(train):
 def processes(project, started, train):
     """The same training in one process and in two."""
     one = train('one', config='parallel')
-    output, _ = started.communicate(timeout=300)
-    assert started.returncode == 0, output[-4000:]
+    started.wait()
     return one, Run(project / 'two')
 
 

@@ -1,7 +1,6 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """A run that is killed at any moment and resumed ends with equal weights."""
 
-import os
 import random
 import signal
 import time
@@ -10,11 +9,10 @@ import pytest
 import torch
 from helpers import (
     CONFIGS,
-    TOOLS,
+    ForkedTool,
     own_name,
     run_tool_here,
     save_teacher,
-    start_tool,
 )
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -77,26 +75,20 @@ def arguments(work_dir, *more):
 
 def kill_in_the_middle(project, work_dir):
     """Starts a run, kills it after some epochs; returns when."""
-    process = start_tool(
-        project,
-        TOOLS / 'train.py',
-        *arguments(work_dir),
-        start_new_session=True,
-    )
+    run = ForkedTool(project, 'train', *arguments(work_dir))
+    (process,) = run.processes
     chance = random.SystemRandom()
     epoch, pause = chance.choice(KILL_AFTER), chance.uniform(0, 0.15)
     try:
         first = project / work_dir / f'epoch_{epoch}.pth'
         end = time.monotonic() + PATIENCE
-        while not first.exists() and process.poll() is None:
+        while not first.exists() and process.is_alive():
             assert time.monotonic() < end, 'the run does not start'
             time.sleep(0.01)
         time.sleep(pause)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-    assert process.returncode == -signal.SIGKILL, output[-2000:]
+        run.kill()
+    assert process.exitcode == -signal.SIGKILL
     return f'killed {pause:.3f} s after epoch {epoch}'
 
 

@@ -6,15 +6,13 @@ import json
 import pytest
 from helpers import (
     CONFIGS,
-    TOOLS,
+    ForkedTool,
     own_name,
     run_tool_here,
     save_teacher,
-    start_tool,
 )
 from mmengine.config import Config
 from mmengine.device import get_device
-from test_data_parallel import free_port
 
 CACHED = f"""
 _base_ = ['{CONFIGS}/quickstart/transmamba_deit_pmamba_digits_cached.py']
@@ -80,7 +78,6 @@ def test_two_processes_fill_what_one_reads(tmp_path, monkeypatch):
     teacher = dict(teacher, type='mmpretrain.ImageClassifier')
     save_teacher(folder / 'epoch_60.pth', teacher)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=':')
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def arguments(config):
@@ -88,19 +85,8 @@ def test_two_processes_fill_what_one_reads(tmp_path, monkeypatch):
         return [f'{config}.py', *work_dir, '--cfg-options', own_name()]
 
     for config in ('plain', 'cached'):
-        process = start_tool(
-            tmp_path,
-            '-m',
-            'torch.distributed.run',
-            '--nproc_per_node=2',
-            f'--master_port={free_port()}',
-            TOOLS / 'train.py',
-            *arguments(config),
-            '--launcher',
-            'pytorch',
-        )
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output[-4000:]
+        options = [*arguments(config), '--launcher', 'pytorch']
+        output = ForkedTool(tmp_path, 'train', *options, ranks=2).wait()
     assert 'bytes per image' in output
     plain, cached = (losses(tmp_path / x) for x in ('plain', 'cached'))
     assert len(plain) == 3 * 5

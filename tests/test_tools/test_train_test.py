@@ -2,21 +2,19 @@
 """tools/train.py, tools/test.py and their launchers, on a toy data set."""
 
 import json
-import os
 import pickle
 import re
 import runpy
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import TOOLS, ForkedTool, tool_env
 from mmengine.device import get_device
 from PIL import Image
 
-TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 CONFIG = """
 custom_imports = dict(imports=['transmamba_mm'], allow_failed_imports=False)
 default_scope = 'mmpretrain'
@@ -65,25 +63,13 @@ def project(tmp_path_factory):
         Image.fromarray(pixels).save(folder / f'{i}.png')
     config = CONFIG.replace('DATA', str(root / 'data'))
     (root / 'toy.py').write_text(config)
-    out = run_tool(root, 'train.py', 'toy.py', '--amp', '--auto-scale-lr')
+    out = run_tool(root, 'train', 'toy.py', '--amp', '--auto-scale-lr')
     (root / 'first.log').write_text(out)
     return root
 
 
 def run_tool(root, tool, *args, fails=False):
-    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable)
-    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR'):
-        env.pop(name, None)
-    command = [sys.executable] if tool.endswith('.py') else ['bash']
-    result = subprocess.run(
-        [*command, str(TOOLS / tool), *map(str, args)],
-        cwd=root,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert (result.returncode != 0) == fails, result.stderr
-    return result.stdout + result.stderr
+    return ForkedTool(root, tool, *args).wait(fails)
 
 
 def test_train_with_amp(project):
@@ -98,7 +84,7 @@ def test_train_with_amp(project):
 def test_resume_and_no_validate(project):
     log = run_tool(
         project,
-        'train.py',
+        'train',
         'toy.py',
         '--resume',
         'work_dirs/toy/epoch_1.pth',
@@ -116,7 +102,7 @@ def test_resume_and_no_validate(project):
 def test_predictions_with_tta(project):
     checkpoint = 'work_dirs/toy/epoch_1.pth'
     run_tool(
-        project, 'test.py', 'toy.py', checkpoint, '--tta', '--out', 'pred.pkl'
+        project, 'test', 'toy.py', checkpoint, '--tta', '--out', 'pred.pkl'
     )
     predictions = pickle.loads((project / 'pred.pkl').read_bytes())
     assert len(predictions) == 8
@@ -126,7 +112,7 @@ def test_predictions_with_tta(project):
 def test_metrics_and_pictures_with_amp(project):
     run_tool(
         project,
-        'test.py',
+        'test',
         'toy.py',
         'work_dirs/toy/epoch_1.pth',
         '--amp',
@@ -149,7 +135,14 @@ def test_two_processes_without_a_gpu(project, monkeypatch):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         monkeypatch.setenv('PORT', str(probe.getsockname()[1]))
-    log = run_tool(project, 'dist_train.sh', 'toy.py', 2, '--work-dir', 'two')
+    command = ['bash', TOOLS / 'dist_train.sh', 'toy.py', '2']
+    log = subprocess.check_output(
+        [*command, '--work-dir', 'two'],
+        cwd=project,
+        env=dict(tool_env(), PYTHON=sys.executable),
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     # Each of the two processes sees half of the eight pictures.
     assert 'Epoch(train) [1][1/1]' in log
     assert re.search(r'Distributed training: True', log)
@@ -192,14 +185,14 @@ def test_mistakes_are_named_in_one_line(
 @pytest.mark.parametrize(
     ('tool', 'args', 'message'),
     [
-        ('test.py', ['toy.py', 'toy.py'], "'toy.py' cannot be read: it is da"),
+        ('test', ['toy.py', 'toy.py'], "'toy.py' cannot be read: it is da"),
         (
-            'train.py',
+            'train',
             ['toy.py', '--cfg-options', 'load_from=toy.py'],
             "checkpoint 'toy.py' cannot be read: it is damaged",
         ),
         (
-            'test.py',
+            'test',
             [
                 *('toy.py', 'work_dirs/toy/epoch_1.pth', '--cfg-options'),
                 'model.head.num_classes=3',
