@@ -14,6 +14,10 @@ from typing import Any, Optional
 from torch import Tensor
 
 
+class UnreadableFileError(ValueError):
+    """An image or a video that cannot be decoded."""
+
+
 def is_int(value: Any) -> bool:
     """Whether a value is an integer, maybe NumPy's, and no bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)

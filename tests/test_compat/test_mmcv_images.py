@@ -10,7 +10,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from PIL import Image
 
-from transmamba_mm.apis.verify import find_unreadable
+from transmamba_mm.apis.verify import find_unreadable_samples
 from transmamba_mm.compat import UnreadableImageError
 from transmamba_mm.registry import DATASETS
 
@@ -80,7 +80,7 @@ def test_a_dataset_is_verified_and_cleaned(pictures, tmp_path_factory):
             test_dataloader=None,
         )
     )
-    bad, total = find_unreadable(cfg, workers=1)
+    bad, total = find_unreadable_samples(cfg, workers=1)
     assert total == 4 + len(BAD)
     assert bad.keys() == {str(pictures / 'b' / name) for name in BAD}
     for name, (_, reason) in BAD.items():

@@ -1,11 +1,11 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""Decode all images of a config once; name those that cannot be read."""
+"""Decode all images and videos of a config once; name the unreadable ones."""
 
 import argparse
 from pathlib import Path
 
 import transmamba_mm  # noqa: F401  (makes mmrazor importable)
-from transmamba_mm.apis.verify import find_unreadable
+from transmamba_mm.apis.verify import find_unreadable_samples
 from transmamba_mm.utils import cli
 
 
@@ -24,10 +24,10 @@ def main() -> None:
     parser.add_argument('--workers', type=int, help='processes')
     cli.add_cfg_options(parser)
     args = parser.parse_args()
-    bad, total = find_unreadable(cli.load_config(args), args.workers)
+    bad, total = find_unreadable_samples(cli.load_config(args), args.workers)
     for path, reason in bad.items():
         print(f'{path}: {reason}')
-    told = f'{len(bad)} of {total} images cannot be read'
+    told = f'{len(bad)} of {total} files cannot be read'
     if bad and args.policy == 'error':
         raise cli.UsageError(f'{told}, see above')
     if args.policy == 'skip':

@@ -1,72 +1,50 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""Decodes all images of a config's datasets once, before a long training."""
+"""Decodes what a config's datasets hold once, before a long training."""
 
 import copy
-from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Optional
 
-from joblib import Parallel, cpu_count, delayed
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from transmamba_mm.compat import UnreadableImageError
 from transmamba_mm.datasets.inspect import parts_of
+from transmamba_mm.datasets.skipping import file_of, find_unreadable
+from transmamba_mm.datasets.transforms import LoadVideo
 from transmamba_mm.registry import DATASETS
 
-_CHUNK = 256
 
-
-def find_unreadable(
+def find_unreadable_samples(
     cfg: Config, workers: Optional[int] = None
 ) -> tuple[dict[str, str], int]:
-    """Decodes every image of a config's datasets.
+    """Decodes every image and video of a config's datasets.
 
     Args:
         cfg (Config): The config.
         workers (int, optional): Processes. Defaults to None, one per core.
 
     Returns:
-        tuple[dict[str, str], int]: Paths of images that cannot be decoded,
+        tuple[dict[str, str], int]: Paths of those that cannot be decoded,
         with the reason, and how many there are in all.
     """
     init_default_scope(cfg.get('default_scope') or 'mmpretrain')
-    jobs = list(_chunks(cfg))
-    found = Parallel(n_jobs=workers or cpu_count())(
-        delayed(_unreadable)(*job) for job in jobs
-    )
-    bad = {path: reason for each in found for path, reason in each}
-    return bad, sum(len(paths) for paths, _ in jobs)
-
-
-def _chunks(cfg: Config) -> Iterator[tuple[list[str], Any]]:
-    """Paths, and the backend that reads them."""
     seen: set[str] = set()
+    bad: dict[str, str] = {}
     for kind in ('train', 'val', 'test'):
         loader = cfg.get(f'{kind}_dataloader') or {}
         if not loader.get('dataset'):
             continue
         for part in parts_of(DATASETS.build(copy.deepcopy(loader.dataset))):
-            backends = [
-                transform.backend_args
+            loads = [
+                transform
                 for transform in part.pipeline.transforms
-                if isinstance(transform, LoadImageFromFile)
+                if isinstance(transform, (LoadImageFromFile, LoadVideo))
             ]
-            if not backends:
+            if not loads:
                 continue  # its images are in memory
             infos = (part.get_data_info(i) for i in range(len(part)))
-            paths = [info['img_path'] for info in infos]
-            paths = [x for x in dict.fromkeys(paths) if x not in seen]
+            paths = [x for x in map(file_of, infos) if x not in seen]
+            paths = list(dict.fromkeys(paths))
             seen.update(paths)
-            for start in range(0, len(paths), _CHUNK):
-                yield paths[start : start + _CHUNK], backends[0]
-
-
-def _unreadable(paths: list[str], backend: Any) -> list[tuple[str, str]]:
-    load, found = LoadImageFromFile(backend_args=backend), []
-    for path in paths:
-        try:
-            load({'img_path': path})
-        except UnreadableImageError as error:
-            found.append((path, str(error.__cause__)))
-    return found
+            bad.update(find_unreadable(paths, loads[0], workers))
+    return bad, len(seen)

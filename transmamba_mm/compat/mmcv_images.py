@@ -15,10 +15,12 @@ import functools
 import io
 from typing import Any
 
+from transmamba_mm.checks import UnreadableFileError
+
 __all__ = ['UnreadableImageError', 'name_unreadable_images']
 
 
-class UnreadableImageError(ValueError):
+class UnreadableImageError(UnreadableFileError):
     """An image that cannot be decoded."""
 
 

@@ -1,6 +1,10 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""What datasets say of their classes, and whether they say the same."""
+"""What datasets say of themselves, and whether they say the same.
 
+That is their classes, and of videos how they were made.
+"""
+
+import os.path as osp
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
@@ -11,6 +15,8 @@ from mmengine.dataset.dataset_wrapper import (
 )
 from mmpretrain.datasets import CustomDataset, KFoldDataset
 from torch.utils.data import Subset
+
+from .video_text import VideoTextDataset
 
 _WRAPPERS = (ClassBalancedDataset, KFoldDataset, RepeatDataset, Subset)
 _SHOWN = 5
@@ -120,21 +126,84 @@ def check_classes(datasets: Mapping[str, Any]) -> None:
                 )
 
 
-def check_trained_classes(trained: Sequence[str], dataset: Any) -> None:
-    """Refuses class folders that are not those a model was trained on.
+def check_videos(datasets: Mapping[str, Any]) -> None:
+    """Refuses datasets that lack videos, or whose videos are made otherwise.
 
     Args:
-        trained (Sequence[str]): Classes of the training, in order.
+        datasets (Mapping[str, Any]): By the name of what they are for, that
+            for training first.
+
+    Raises:
+        ValueError: Naming them.
+    """
+    parts = [
+        (name, part)
+        for name, dataset in datasets.items()
+        for part in parts_of(dataset)
+        if isinstance(part, VideoTextDataset)
+    ]
+    for name, part in parts:
+        infos = (part.get_data_info(i) for i in range(len(part)))
+        paths = {info['video_path'] for info in infos}
+        missing = sorted(path for path in paths if not osp.exists(path))
+        if missing:
+            raise ValueError(
+                f'{name} lacks {len(missing)} of {len(paths)} videos: '
+                f"{_some(missing)}. Fetch them, set on_error='skip' to do "
+                f'without, or remove them from the annotations with '
+                f'tools/dataset_converters/verify_videos.py --allow-missing'
+            )
+        check_clips(parts[0][1].metainfo, parts[0][0], part, name)
+
+
+def check_clips(
+    trained: Mapping[str, Any], first: str, part: Any, name: str
+) -> None:
+    """Refuses videos that were not made like those of the training.
+
+    Args:
+        trained (Mapping[str, Any]): Meta data of the training's dataset.
+        first (str): What it is called.
+        part (Any): Another dataset.
+        name (str): What that is called.
+
+    Raises:
+        ValueError: Naming the settings that differ.
+    """
+    if 'clips' in trained and isinstance(part, VideoTextDataset):
+        ours, other = trained['clips'], part.metainfo['clips']
+        if ours != other:
+            raise ValueError(
+                f'the videos of {name} are not made like those of {first}, '
+                f'which costs accuracy: {_made(other)} and {_made(ours)}. '
+                f'Use tools/dataset_converters/extract_clips.py with the '
+                f'same options for both, or for neither'
+            )
+
+
+def _made(clips: Optional[Mapping[str, Any]]) -> str:
+    if clips is None:
+        return 'as they came'
+    return ' '.join(f'{key}={value}' for key, value in clips.items())
+
+
+def check_trained(trained: Mapping[str, Any], dataset: Any) -> None:
+    """Refuses class folders, or videos, unlike those a model was trained on.
+
+    Args:
+        trained (Mapping[str, Any]): Meta data of the training's dataset.
         dataset (Any): What it is tested on. Without class folders, or with
             other names for all of them, nothing is known.
 
     Raises:
         ValueError: Naming the difference.
     """
+    classes = trained.get('classes') or ()
     for part in parts_of(dataset):
+        check_clips(trained, 'the training', part, 'the test')
         folders = _folders_of(part) or ()
-        difference = describe_difference(trained, folders)
-        if difference and set(folders) & set(trained):
+        difference = describe_difference(classes, folders)
+        if difference and set(folders) & set(classes):
             raise ValueError(
                 f'the class folders in {part.img_prefix} are not those of '
                 f'the training, so labels would mean something else. '

@@ -79,7 +79,7 @@ class SeededAugment:
                 "'transmamba.EpochSeedHook') in default_hooks"
             )
         index, view = index % len(self), epoch % self.num_views
-        with _seeded(self.seed, index, view):
+        with seeded(self.seed, index, view):
             data = self.dataset[index]
         image = data['inputs'].contiguous().numpy()
         data['data_samples'].set_metainfo(
@@ -93,7 +93,7 @@ class SeededAugment:
 
 
 @contextmanager
-def _seeded(*numbers: int) -> Iterator[None]:
+def seeded(*numbers: int) -> Iterator[None]:
     """Draws from these numbers, and goes on as before thereafter."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -18,6 +18,7 @@ from transmamba_mm.checks import is_int
 from transmamba_mm.contract.sites import LOGITS
 from transmamba_mm.datasets.inspect import (
     check_classes,
+    check_videos,
     classes_of,
     describe_difference,
     labels_of,
@@ -68,7 +69,8 @@ class PreCheckHook(Hook):
 
     It compares the classes of the datasets with each other and with those of
     a teacher whose scores count, labels with the head, and the keys of
-    ``paramwise_cfg`` with the parameters. And it takes the first batch
+    ``paramwise_cfg`` with the parameters; videos have to be there, and made
+    alike. And it takes the first batch
     through the evaluation, which would come after an epoch. It changes
     nothing.
 
@@ -85,6 +87,7 @@ class PreCheckHook(Hook):
         datasets = _datasets(runner)
         try:
             check_classes(datasets)
+            check_videos(datasets)
         except ValueError as error:
             raise PreCheckError(str(error)) from error
         _check_labels(datasets, runner.cfg.get('model'))

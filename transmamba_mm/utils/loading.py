@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.checkpoints.files import lookup
-from transmamba_mm.datasets.inspect import check_trained_classes
+from transmamba_mm.datasets.inspect import check_trained
 
 from .mistakes import UsageError
 
@@ -42,10 +42,7 @@ def check_loading(runner: Runner, strict: bool) -> None:
             if strict:  # for testing
                 meta = lookup(content, 'meta') or {}
                 trained = lookup(meta, 'dataset_meta') or {}
-                check_trained_classes(
-                    trained.get('classes') or (),
-                    runner.test_dataloader.dataset,
-                )
+                check_trained(trained, runner.test_dataloader.dataset)
             return content
         except CheckpointError:
             raise

@@ -13,7 +13,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from transmamba_mm.checkpoints import CheckpointError
-from transmamba_mm.compat import UnreadableImageError, UntrustedFileError
+from transmamba_mm.checks import UnreadableFileError
+from transmamba_mm.compat import UntrustedFileError
 from transmamba_mm.engine.explain import explain
 from transmamba_mm.engine.finite import NonFiniteError
 
@@ -73,15 +74,15 @@ def train(runner: Runner) -> None:
         runner (Runner): The runner.
 
     Raises:
-        UsageError: For what goes wrong until then, and later for losses and
-            images that cannot be trained on.
+        UsageError: For what goes wrong until then, and later for losses,
+            images and videos that cannot be trained on.
     """
     hook = _Started()
     runner.register_hook(hook)
 
     def traced(error: Exception) -> bool:
         return hook.started and not isinstance(
-            error, (NonFiniteError, UnreadableImageError)
+            error, (NonFiniteError, UnreadableFileError)
         )
 
     with explained(runner.cfg, traced=traced, model=runner.model):

@@ -1,0 +1,12 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+from .text import TokenizeText
+from .video_decoding import UnreadableVideoError
+from .video_frames import EachFrame, LoadVideo, PackVideoText
+
+__all__ = [
+    'EachFrame',
+    'LoadVideo',
+    'PackVideoText',
+    'TokenizeText',
+    'UnreadableVideoError',
+]
