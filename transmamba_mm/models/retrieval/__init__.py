@@ -1,5 +1,12 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 from .heads import MeanPooling, SequenceTransformer
 from .retriever import VideoTextRetriever
+from .transformers_text import TransformersTextEncoder, TransformersTokenizer
 
-__all__ = ['MeanPooling', 'SequenceTransformer', 'VideoTextRetriever']
+__all__ = [
+    'MeanPooling',
+    'SequenceTransformer',
+    'TransformersTextEncoder',
+    'TransformersTokenizer',
+    'VideoTextRetriever',
+]
