@@ -87,7 +87,7 @@ def test_where_the_vocabulary_is_found(file, tmp_path, monkeypatch):
     package = tmp_path / 'open_clip'
     package.mkdir()
     (package / '__init__.py').write_text('raise ImportError')
-    with pytest.raises(FileNotFoundError, match='github.com/openai/CLIP'):
+    with pytest.raises(FileNotFoundError, match=r'github\.com/openai/CLIP'):
         find_vocabulary()
     held = package / 'bpe_simple_vocab_16e6.txt.gz'
     held.write_bytes(b'')
