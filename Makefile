@@ -13,7 +13,7 @@ PIP := PIP_CONSTRAINT=requirements/constraints.txt \
 	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 PYTEST_ARGS ?= -n auto --maxprocesses 8
 # By name, so that results and builds in the same folder are left alone.
-SOURCES := $(wildcard benchmarks configs docs setup.py tests tools \
+SOURCES := $(wildcard benchmarks configs demo docs setup.py tests tools \
 	transmamba_mm)
 
 .DEFAULT_GOAL := test

@@ -8,8 +8,10 @@ from .inferencers import with_pipeline
 from .model_hub import register_models
 from .official import convert_official
 from .transfer_plan import plan_transfer
+from .video_text_retrieval import VideoTextRetrievalInferencer
 
 __all__ = [
+    'VideoTextRetrievalInferencer',
     'compare_layers',
     'convert_official',
     'export_student',

@@ -105,6 +105,8 @@ class VideoTextRetrievalMetric(BaseMetric):
         ValueError: If an option is out of range.
     """
 
+    default_prefix = ''
+
     def __init__(
         self,
         topk: Sequence[int] = (1, 5, 10),
