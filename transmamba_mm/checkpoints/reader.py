@@ -40,6 +40,7 @@ from .files import CheckpointError, CheckpointNotFoundError, unwrap_state_dict
 from .layout import NOTE
 from .runs import name_older
 from .tensor_file import is_safetensors, read_safetensors
+from .torchscript import REFUSED, is_torchscript, read_torchscript
 
 # What MMEngine calls the model zoos that it knows.
 _ZOOS = {
@@ -50,8 +51,6 @@ _ZOOS = {
     'mmcls': get_mmcls_models,
 }
 _File = Union[str, io.BytesIO]
-#: How the message begins of what a checkpoint holds beyond data.
-_REFUSED = 'a checkpoint may not'
 
 
 def load_from_data_only(filename: str, map_location: Any = None) -> dict:
@@ -171,6 +170,8 @@ def _downloads() -> str:
 def _read(file: _File, map_location: Any) -> Any:
     if isinstance(file, str) and is_safetensors(file):
         return read_safetensors(file, map_location)
+    if is_torchscript(file):
+        return read_torchscript(file, map_location)
     _check_size(file)
     return torch.load(
         file,
@@ -189,7 +190,7 @@ def _check_size(file: _File) -> None:
         unpacked = sum(part.file_size for part in archive.infolist())
     if unpacked > size:
         raise pickle.UnpicklingError(
-            f'{_REFUSED} become {unpacked:,} bytes of {size:,}: PyTorch does '
+            f'{REFUSED} become {unpacked:,} bytes of {size:,}: PyTorch does '
             f'not compress'
         )
     if packed is not None:
@@ -199,7 +200,7 @@ def _check_size(file: _File) -> None:
 def _explain(path: str, file: Optional[_File], error: Exception) -> str:
     """Says why a checkpoint could not be read, and what to do."""
     name, text = f"checkpoint '{path}'", str(error)
-    found = re.search(rf'GLOBAL \S+|{_REFUSED} .+', text)
+    found = re.search(rf'GLOBAL \S+|{REFUSED} .+', text)
     if found:
         return (
             f'{name} holds more than data, {found[0]}, and is not loaded: it '
