@@ -244,6 +244,14 @@ class Student:
                 roles[f'{found[0]}.bias'] = f'{role}.bias'
         return roles
 
+    def why_no_role(self, name: str) -> str:
+        """Why the model's parameter of this name plays no role."""
+        own = dict(self._model.named_parameters())[name]
+        embeds = embedding_head(self._model)
+        if embeds is not None and any(own is x for x in embeds.parameters()):
+            return 'of an embedding head, which is no classifier'
+        return 'no role in the transfer'
+
     @property
     def lift(self) -> Optional[tuple[str, nn.Linear]]:
         """Name and module of a neck that is one linear map and no more.

@@ -32,6 +32,7 @@ from transmamba_mm.contract import (
 from transmamba_mm.contract.layer_map import LayerMap
 from transmamba_mm.registry import HOOKS, MODELS
 
+from .copies import copy_parts
 from .measure import (
     collect_activations,
     collect_changes,
@@ -107,11 +108,16 @@ class SubcloneInitializer(Hook):
         widen (str, optional): ``'leading'`` lets a student wider than the
             teacher take it into its first channels. Defaults to None, which
             refuses such a student.
+        copies (dict[str, str], optional): Further modules, or parameters, of
+            the student's model that take over the teacher's as they are, by
+            the names of both, e.g.
+            ``dict(text_encoder='text_encoder')``. All of their parameters
+            must agree. Defaults to None.
         teacher (dict, optional): Config of the teacher model, needed when
             the model has no ``teacher`` for what is measured with training
             data: ``'activation'``, ``'least_changed'`` without a reference,
-            and ``centre_keys``. Needed as well where weights alone do not
-            tell the teacher's patch grid.
+            and ``centre_keys``. Needed as well for ``copies``, and where
+            weights alone do not tell the teacher's patch grid.
         num_batches (int): Training batches for ``importance='activation'``
             and ``centre_keys``. Defaults to 8.
         seed (int): Seed of every random choice made here. Defaults to 0.
@@ -145,6 +151,7 @@ class SubcloneInitializer(Hook):
         conv_init: Optional[str] = None,
         conv_std: float = 1.0,
         widen: Optional[str] = None,
+        copies: Optional[dict[str, str]] = None,
         teacher: Optional[dict] = None,
         num_batches: int = 8,
         seed: int = 0,
@@ -162,6 +169,7 @@ class SubcloneInitializer(Hook):
         self.conv_init = conv_init
         self.conv_std = conv_std
         self.widen = widen
+        self.copies = copies or {}
         self.teacher = teacher
         self.num_batches = num_batches
         self.seed = seed
@@ -275,6 +283,14 @@ class SubcloneInitializer(Hook):
             seed=self.seed,
             student_backbone=self.student_backbone,
         ).plan()
+        if self.copies:
+            if teacher is None and self.teacher is None:
+                raise TransferError(
+                    'copies needs the teacher model: use it with a '
+                    'distillation model, or give the hook the teacher= config'
+                )
+            with self._running(teacher, 'cpu') as running:
+                copy_parts(plan, running, self.copies)
         _check_one_initialiser(student, plan)
         return plan
 

@@ -46,6 +46,7 @@ class Pairing:
         student (nn.Module): The model with the student.
         backbone (MambaStudent): The student.
         roles (dict[str, str]): Roles of the model's parameters by name.
+        why_no_role (Callable): Says of others why they have none.
         teacher (TeacherWeights): The teacher.
         layers (list[int | None]): Teacher layer of each student layer.
         selections (dict[str, str]): What was selected, for the plan.
@@ -72,6 +73,7 @@ class Pairing:
         self.student = student
         self.backbone: MambaStudent = found.backbone
         self.roles = found.roles()
+        self.why_no_role = found.why_no_role
         self.teacher = teacher
         self.early_layers = early_layers
         try:

@@ -129,7 +129,7 @@ class Subcloner:
             entry = TransferEntry(name, tuple(parameter.shape))
             role = self.pairing.roles.get(name)
             if role is None:
-                entry.note = 'no role in the transfer'
+                entry.note = self.pairing.why_no_role(name)
             elif is_ssm(role):
                 self.ssm.fill(entry, role, self.pairing)
             elif role.startswith('lift.'):

@@ -83,6 +83,7 @@ class MeanPooling(EmbeddingHead):
             # Not only of what it returns, lest the parameter grows on; by
             # `data`, since graphs of earlier passes may still need it.
             self.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
+            return self.logit_scale.exp()
         return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
 
     def embed_texts(self, texts: Tensor) -> Tensor:
