@@ -12,10 +12,10 @@ VOCAB, WORDS, FRAMES, WIDTH = 20, 6, 4, 8
 
 
 def text_cfg(**kwargs) -> dict:
-    """Config of a text tower of width 16, into a space of 8 channels."""
+    """Config of a text tower of width 8, that of the common space."""
     settings = dict(
         type='transmamba.CLIPTextTower',
-        arch=dict(embed_dims=16, num_layers=2, num_heads=2, out_channels=8),
+        arch=dict(embed_dims=8, num_layers=2, num_heads=2, out_channels=8),
         vocab_size=VOCAB,
         context_length=WORDS,
     )

@@ -202,7 +202,7 @@ def test_equal_to_open_clip(act, tmp_path):
             layers=3, width=16, head_width=8, patch_size=8, image_size=16
         ),
         text_cfg=dict(
-            context_length=6, vocab_size=VOCAB, width=16, heads=2, layers=2
+            context_length=6, vocab_size=VOCAB, width=8, heads=2, layers=2
         ),
         quick_gelu=act == 'quick_gelu',
     ).eval()
