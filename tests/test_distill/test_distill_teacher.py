@@ -122,7 +122,9 @@ def test_unreadable_teacher_checkpoints(make, tmp_path):
         make(teacher_ckpt=str(tmp_path / 'empty.pth'))
 
 
-@pytest.mark.parametrize('wrapper', ['state_dict', 'model', 'module.'])
+@pytest.mark.parametrize(
+    'wrapper', ['state_dict', 'model', 'model_state_dict', 'module.']
+)
 def test_wrapped_teacher_checkpoints(make, teacher_ckpt, tmp_path, wrapper):
     state = torch.load(teacher_ckpt)
     if wrapper == 'module.':
@@ -144,6 +146,7 @@ def test_wrapped_teacher_checkpoints(make, teacher_ckpt, tmp_path, wrapper):
         lambda key: f'_orig_mod.{key}',
         lambda key: f'model.{key}',
         lambda key: f'module.model.{key}',
+        lambda key: f'classifier.net.{key}',
         lambda key: f'module._orig_mod.{key}',
         lambda key: f'model._orig_mod.{key}',
         lambda key: key.replace('layers.1.', 'layers.1._orig_mod.'),
@@ -166,8 +169,9 @@ def test_names_in_front_of_some_are_superfluous(make, teacher_ckpt, tmp_path):
     path = str(tmp_path / 'renamed.pth')
     content = {f'model.{key}': value for key, value in state.items()}
     torch.save({**content, 'criterion.weight': torch.ones(1)}, path)
-    with pytest.raises(ValueError, match='does not match the teacher'):
+    with pytest.raises(ValueError, match='does not match the teac') as error:
         make(teacher_ckpt=path)
+    assert "holds such a model under 'model': set init_cfg" in str(error.value)
 
 
 def test_refused_before_the_first_iteration(make, tmp_path):

@@ -90,6 +90,7 @@ class Gives(nn.Module):
         (None, 'NoneType, which is neither'),
         (torch.zeros(2, 4, 4, 4), r'\(2, 4, 4, 4\) of images 16x16: cannot'),
         (torch.zeros(2, 9, 5, 3), r'\(2, 9, 5, 3\) of images 16x16: cannot'),
+        (torch.zeros(2, 8, 1, 1), r'\(2, 8, 1, 1\), a single token'),
         (torch.zeros(2, 17, 8), 'set num_extra_tokens'),
     ],
 )

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from .files import CheckpointError, strip_prefix
 from .weights import read_state_dict
 
-#: What code around a model puts in front of all its names.
-_AROUND = ('model.', 'module.')
-
 
 def pretrained_parts(model: nn.Module) -> Iterator[tuple[str, dict]]:
     """Parts of a model that ask for a checkpoint, the innermost first.
@@ -82,14 +79,13 @@ def fit_names(
         model (nn.Module): The model it is for.
 
     Returns:
-        Mapping[str, Tensor]: The tensors.
+        Mapping[str, Tensor]: The tensors; under the same names if none of
+        them is the model's in either way.
     """
-    own = model.state_dict().keys()
-    while state_dict and not own & state_dict.keys():
-        front = next(iter(state_dict)).partition('.')[0] + '.'
-        if front not in _AROUND or not all(
-            key.startswith(front) for key in state_dict
-        ):
-            break
-        state_dict = strip_prefix(state_dict, front)
-    return state_dict
+    own, fitted = model.state_dict().keys(), state_dict
+    while not own & fitted.keys():
+        front = next(iter(fitted), '').partition('.')[0] + '.'
+        if not fitted or not all(key.startswith(front) for key in fitted):
+            return state_dict
+        fitted = strip_prefix(fitted, front)
+    return fitted

@@ -12,7 +12,7 @@ from torch import Tensor
 
 CONVERTER = 'tools/model_converters/official_to_transmamba.py'
 
-_WRAPPERS = ('state_dict', 'model', 'module')
+_WRAPPERS = ('state_dict', 'model', 'module', 'model_state_dict')
 _AVERAGED = 'model_ema'
 _PARALLEL = 'module.'
 #: Names that torch reserves for what it wraps modules in: compiled, sharded
@@ -124,7 +124,8 @@ def unwrap_state_dict(
     if not tensors:
         raise CheckpointError(
             f"checkpoint '{source}' holds no tensors at its top level or "
-            f'under {", ".join(_WRAPPERS)}'
+            f'under {", ".join(_WRAPPERS)}, only '
+            f'{", ".join(map(repr, list(content)[:6])) or "nothing"}'
         )
     tensors._metadata = OrderedDict(
         (_WRAPPED.sub('', f'{name}.')[:-1], note)

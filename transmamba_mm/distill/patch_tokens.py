@@ -207,6 +207,11 @@ def _from_map(
 ) -> TokenRecord:
     """Tokens of a map, whose sides are to each other as the image's are."""
     height, width = size
+    if 1 in (output.shape[1:3].numel(), output.shape[2:].numel()):
+        raise ValueError(
+            f'{gives}, a single token: name a module whose output is not '
+            f'pooled yet'
+        )
     found = []
     for grid, tokens in (
         (output.shape[1:3], output.flatten(1, 2)),

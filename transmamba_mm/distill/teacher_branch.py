@@ -212,10 +212,12 @@ def _tell_grids(
 
 def _load(teacher: nn.Module, path: Optional[str], name: str) -> None:
     called = f'the teacher {name}'.rstrip()
+    hint = ''
     if path is None:
         state, path = read_declared(teacher)
     else:
         state = fit_names(read_state_dict(path), teacher)
+        hint = _where_inside(state, teacher)
     if state is None:
         raise ValueError(
             f'{called} has no weights: set teacher_ckpt (path or URL) '
@@ -235,10 +237,26 @@ def _load(teacher: nn.Module, path: Optional[str], name: str) -> None:
         raise CheckpointError(
             f"teacher checkpoint '{path}' does not match {called} "
             f'({type(teacher).__name__}): give the checkpoint of this very '
-            f'architecture and number of classes.\n{detail}'
+            f'architecture and number of classes.{hint}\n'
+            f'{detail}'
         ) from error
     # Keeps BaseModule.init_weights from initialising it anew.
     teacher._is_init = True
+
+
+def _where_inside(state: Mapping[str, Tensor], teacher: nn.Module) -> str:
+    """How to load a file of which the teacher is a part."""
+    own = teacher.state_dict()
+    last = f'.{next(iter(own))}'
+    fronts = [key.removesuffix(last) for key in state if key.endswith(last)]
+    whole = [x for x in fronts if all(f'{x}.{key}' in state for key in own)]
+    if not whole:
+        return ''
+    return (
+        f' It holds such a model under {", ".join(map(repr, whole))}: set '
+        f"init_cfg=dict(type='Pretrained', checkpoint=..., "
+        f'prefix={whole[0]!r}) of the teacher in place of teacher_ckpt'
+    )
 
 
 def _settings_of(part: object, private: bool) -> str:
