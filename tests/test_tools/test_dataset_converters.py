@@ -23,6 +23,7 @@ from transmamba_mm.datasets.toy_videos import (
 )
 from transmamba_mm.datasets.transforms.video_decoding import open_video
 from transmamba_mm.datasets.video_files import read_captions
+from transmamba_mm.models.clip.tokenizer import CLIPTokenizer
 
 
 @pytest.fixture
@@ -294,6 +295,14 @@ def test_toy_videos(toy, tmp_path, run):
     for path in sorted(out.rglob('*.*')):
         other = tmp_path / path.relative_to(out)
         assert path.read_bytes() == other.read_bytes(), path
+    pytest.importorskip('regex')
+    tokenize = CLIPTokenizer(str(out / 'vocabulary.txt'))
+    assert tokenize.vocab_size == 599  # configs/_base_/models/clip4clip_toy.py
+    for name in ('train', 'test'):
+        for texts in json.loads((out / f'{name}.json').read_text()).values():
+            for text in texts:  # a token for each word and comma
+                words = len(text.replace(',', ' ,').split())
+                assert len(tokenize(text, 99)) == words + 2 <= 24
     told, status = run('make_toy_videos', tmp_path, '--num-train', '8')
     assert status == 2 and 'choose another folder' in told
     told, status = run('make_toy_videos', tmp_path / 'x', '--size', '17')

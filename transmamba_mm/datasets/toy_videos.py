@@ -9,6 +9,7 @@ clip is a colour of a shape that no training clip has.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,19 @@ class Event:
 
 
 Story = tuple[Event, Event]
+
+
+def vocabulary() -> str:
+    """Merges for ``CLIPTokenizer`` that make one token of each word."""
+    sentences = ' '.join([*CAPTIONS, *MOTIONS, *COLOURS, *SHAPES])
+    merges = ['#version: 0.2']
+    # Early merges come first, so long words keep what short ones begin with.
+    for word in sorted(set(re.findall('[a-z]+', sentences)), key=len)[::-1]:
+        parts = [*word[:-1], f'{word[-1]}</w>']
+        merges += [
+            f'{"".join(parts[:i])} {parts[i]}' for i in range(1, len(parts))
+        ]
+    return '\n'.join(dict.fromkeys([*merges, '']))
 
 
 def caption(story: Story, template: int) -> str:
@@ -181,6 +195,7 @@ def make_toy_videos(
     """Writes clips ``videos/*.mp4``, ``train.json`` and ``test.json``.
 
     A training clip has all captions of :data:`CAPTIONS`, a test clip one.
+    ``vocabulary.txt`` is for ``CLIPTokenizer``, which has 599 tokens then.
     The same arguments give the same clips; what is complete is not made
     again.
 
@@ -222,6 +237,7 @@ def make_toy_videos(
             )
         return made['counts']
     (out / 'videos').mkdir(parents=True, exist_ok=True)
+    (out / 'vocabulary.txt').write_text(vocabulary())
     counts: dict = dict(videos=0, captions=0)
     for split, num in numbers.items():
         stories = list(_stories(num, split == 'test', seed))

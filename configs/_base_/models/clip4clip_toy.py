@@ -1,0 +1,34 @@
+"""A small CLIP4Clip, 32 pixels: 16 patches a frame, 8 frames."""
+
+_text_encoder = dict(
+    type='transmamba.CLIPTextTower',
+    arch=dict(embed_dims=64, num_layers=2, num_heads=4, out_channels=64),
+    vocab_size=599,
+    context_length=24,
+)
+model = dict(
+    type='transmamba.VideoTextRetriever',
+    data_preprocessor=dict(mean=[60.0] * 3, std=[60.0] * 3),
+    backbone=dict(
+        type='transmamba.PerFrame',
+        model=dict(
+            type='transmamba.CLIPVisionTower',
+            arch=dict(
+                embed_dims=64,
+                num_layers=4,
+                num_heads=4,
+                patch_size=8,
+                out_channels=64,
+            ),
+            img_size=32,
+        ),
+    ),
+    text_encoder=_text_encoder,
+    head=dict(
+        type='transmamba.SequenceTransformer',
+        embed_dims=64,
+        num_layers=2,
+        num_heads=4,
+        max_frames=8,
+    ),
+)
