@@ -134,7 +134,7 @@ def test_msrvtt_that_is_not_whole(msrvtt, tmp_path, run):
 
 DIDEMO = [
     ('11@N00_1_a.mov', 'the dog runs'),
-    ('22@N00_2_b', ' it is dark '),
+    ('22@N00_2_b', 'it is dark'),
     ('11@N00_1_a.mov', 'then it jumps'),
     ('33@N00_3_c.3gp', 'a boat'),
     ('44@N00_4_d.mpg', 'a fish'),
@@ -186,6 +186,10 @@ def test_didemo(didemo, tmp_path, run):
     [
         ('{}', 'is no list of annotations'),
         ('[{"video": "a"}]', "entry 0 has no 'description'"),
+        (
+            '[{"video": "a.mp4", "description": " "}]',
+            "'a.mp4' has empty descriptions",
+        ),
         ('nothing', 'is no JSON to use'),
         (None, 'No such file'),
     ],

@@ -38,12 +38,16 @@ def read_descriptions(path: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for number, entry in enumerate(entries):
         for key in ('video', 'description'):
-            value = entry.get(key) if isinstance(entry, dict) else None
-            if not isinstance(value, str) or not value.strip():
+            if not isinstance(entry, dict) or not isinstance(
+                entry.get(key), str
+            ):
                 raise ValueError(
                     f"'{path}': entry {number} has no {key!r}: {entry!r}"
                 )
-        found[entry['video']].append(entry['description'].strip())
+        found[entry['video']].append(entry['description'])
+    for name, texts in found.items():
+        if not ''.join(texts).strip():
+            raise ValueError(f"'{path}': {name!r} has empty descriptions")
     return dict(found)
 
 
