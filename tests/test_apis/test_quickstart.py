@@ -2,11 +2,9 @@
 """The quickstart, shortened, through its own command line."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-from helpers import TOOLS, tool_env
+from helpers import ForkedTool
 
 from transmamba_mm.apis import quickstart
 from transmamba_mm.arena.plan import plan_jobs
@@ -30,24 +28,15 @@ def test_students_get_the_teacher_and_the_epochs(tmp_path):
 
 
 def test_command_line_ends_with_json(tmp_path, monkeypatch):
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(TOOLS / 'quickstart.py'),
-            *('--seeds', '1', '--teacher-epochs', '2'),
-            *('--student-epochs', '2', '--workers', '2'),
-            *('--out-dir', str(tmp_path)),
-        ],
-        env=tool_env(),
-        capture_output=True,
-        text=True,
-        check=False,
+    short = '--seeds 1 --teacher-epochs 2 --student-epochs 2 --workers 2'
+    tool = ForkedTool(
+        tmp_path, 'quickstart', *short.split(), '--out-dir', tmp_path
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    last = json.loads(done.stdout.splitlines()[-1])
+    said = tool.wait()
+    last = json.loads(said.splitlines()[-1])
     assert tuple(last) == quickstart.REPORTED
     assert all(0 <= value <= 100 for value in last.values())
-    assert 'left' in done.stdout  # progress with an estimate
+    assert 'left' in said  # progress with an estimate
     for name in ('accuracy.png', 'similarity.png'):
         assert (tmp_path / name).read_bytes().startswith(b'\x89PNG')
     runs = json.loads((tmp_path / 'results.json').read_text())
