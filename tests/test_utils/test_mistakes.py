@@ -160,6 +160,7 @@ def test_what_goes_wrong_later_keeps_its_traceback(base):
         ({'model.alpha': float('nan')}, 'model.alpha is NaN'),
         ({'model.heads': [dict(loss_weight=-1)]}, 'model.heads.0.loss_weight'),
         ({'model.list.5': 3}, '--cfg-options: '),
+        ({'default_hooks.timer': -1}, 'default_hooks.timer must be a dict'),
         ({'env_cfg': 5}, 'env_cfg must be a dict, got 5'),
         ({'val_dataloader': True}, 'val_dataloader must be a dict'),
     ],

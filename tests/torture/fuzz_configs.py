@@ -13,6 +13,7 @@ What was changed, how it ended and the last line are in ``--out``.
 import argparse
 import collections
 import copy
+import gc
 import json
 import math
 import os
@@ -36,8 +37,8 @@ SECONDS = 60  # of a processor
 MEMORY = 8 << 30
 # What this script needs, or training does not read.
 KEPT = ('custom_imports', 'default_scope', 'vis_backends')
-# For testing, which is not done here.
-TESTING = ('test_dataloader', 'test_evaluator', 'test_cfg')
+# For testing and several processes, which are not done here.
+UNUSED = ('test_dataloader', 'test_evaluator', 'test_cfg', 'dist_cfg')
 # What is called as one likes.
 FREE = ('default_hooks', 'connectors')
 STUDENTS = dict(
@@ -98,7 +99,7 @@ def places(value, path=()):
     elif isinstance(value, (list, tuple)):
         items = enumerate(value)
     for key, item in items:
-        if path or key not in (*KEPT, *TESTING):
+        if key not in UNUSED and (path or key not in KEPT):
             yield (*path, key)
             yield from places(item, (*path, key))
 
@@ -207,6 +208,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     draw, found = random.Random(args.seed), []
     len(Digits())  # what it imports is imported once, not by each
+    gc.freeze()  # and is no garbage, which every dataset collects
     with tempfile.TemporaryDirectory(prefix='fuzz-') as root:
         teacher = Config.fromfile(CONFIGS / '_base_/teachers/deit_digits.py')
         teacher = dict(teacher.teacher, type='mmpretrain.ImageClassifier')

@@ -21,6 +21,7 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -228,6 +229,11 @@ def _check_nesting(cfg: Config) -> None:
         value = cfg.get(name)
         if value is not None and not isinstance(value, Mapping):
             raise UsageError(f'{name} must be a dict, got {value!r}')
+    for name, hook in (cfg.get('default_hooks') or {}).items():
+        if not isinstance(hook, (Mapping, Hook, type(None))):
+            raise UsageError(
+                f'default_hooks.{name} must be a dict, got {hook!r}'
+            )
     for owner, known in _NESTED_KEYS.items():
         for key in cfg.get(owner) or ():
             if key not in known:
