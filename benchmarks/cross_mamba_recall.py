@@ -2,8 +2,9 @@
 """What a text remembers of an image: Cross-Mamba against Mamba.
 
 An image of a few tokens holds a key and a value in each. Text follows, and at
-last a key, whose value is asked for. The second of two layers is Mamba or
-Cross-Mamba; both models have the same parameters, start values and batches.
+last the keys, of each of which the value is asked for. The second of two
+layers is Mamba or Cross-Mamba; both models have the same parameters, start
+values and batches.
 A cell that is in the output folder is not run again::
 
     python benchmarks/cross_mamba_recall.py --fillers 3 48 --seeds 3 --out DIR
@@ -36,22 +37,23 @@ MIXERS = {
 def batch(
     size: int, pairs: int, fillers: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Two ids (B, L, 2) of each token, the image's mask, answers (B,).
+    """Two ids (B, L, 2) of each token, the image's mask, answers (B, pairs).
 
     A token of the image is a key and a value, one of the text a word twice.
+    The last tokens are the keys in another order.
     """
-    scores = torch.rand(size, KEYS, generator=generator)
-    keys = scores.argsort(1)[:, :pairs]
+
+    def drawn(choices: int) -> Tensor:
+        return torch.rand(size, choices, generator=generator).argsort(1)
+
+    keys, asked = drawn(KEYS)[:, :pairs], drawn(pairs)
     values = torch.randint(VALUES, (size, pairs), generator=generator)
-    values = values + KEYS
     words = torch.randint(WORDS, (size, fillers), generator=generator)
-    asked = torch.randint(pairs, (size, 1), generator=generator)
-    text = torch.cat([words + KEYS + VALUES, keys.gather(1, asked)], 1)
-    ids = torch.stack(
-        [torch.cat([keys, text], 1), torch.cat([values, text], 1)], 2
-    )
-    mask = torch.arange(ids.shape[1]).expand(size, -1) < pairs
-    return ids, mask, values.gather(1, asked)[:, 0]
+    words, values = words + KEYS + VALUES, values + KEYS
+    text = torch.cat([words, keys.gather(1, asked)], 1)
+    ids = torch.stack([torch.cat([x, text], 1) for x in (keys, values)], 2)
+    image = torch.arange(ids.shape[1]).expand(size, -1) < pairs
+    return ids, image, values.gather(1, asked)
 
 
 def run(mixer: str, fillers: int, seed: int, args) -> dict:
@@ -68,8 +70,9 @@ def run(mixer: str, fillers: int, seed: int, args) -> dict:
     def answers(size: int) -> tuple[Tensor, Tensor]:
         ids, mask, answer = batch(size, args.pairs, fillers, generator)
         tokens = model.embed_tokens(ids).mean(2)
-        logits = model(inputs_embeds=tokens, image_mask=mask, last_only=True)
-        return logits[:, 0], answer
+        found = model.features(inputs_embeds=tokens, image_mask=mask)
+        logits = model.head(found[:, -args.pairs :])
+        return logits.flatten(0, 1), answer.flatten()
 
     start = time.perf_counter()
     for _ in range(args.steps):
@@ -105,7 +108,7 @@ def main() -> None:
     parser.add_argument('--dims', type=int, default=48)
     parser.add_argument('--steps', type=int, default=1500)
     parser.add_argument('--batch', type=int, default=64)
-    parser.add_argument('--lr', type=float, default=3e-3)
+    parser.add_argument('--lr', type=float, default=5e-3)
     parser.add_argument('--out', type=Path, default='work_dirs/recall')
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -167,8 +167,13 @@ class TeacherInput:
                     f'normalised; pad in the pipeline instead'
                 )
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """The student's images or videos, as the teacher wants them."""
+    def __call__(self, images: Any) -> Any:
+        """The student's images or videos, as the teacher wants them.
+
+        What is no tensor, the dict of a language model, goes as it is.
+        """
+        if not isinstance(images, Tensor):
+            return images
         channels = images.shape[1]
         wanted = self._channels or channels
         if channels not in (1, wanted):

@@ -16,6 +16,12 @@ Grid = tuple[int, ...]
 
 def _interpolated(raster: Tensor, grid: Grid, target: Grid) -> Tensor:
     """Raster tokens (B, L, C) on another grid, linearly in each axis."""
+    if len(grid) == 1:
+        raise ValueError(
+            f'{grid[0]} tokens of sequences are compared with {target[0]}: '
+            f'student and teacher must read the same tokens, with the same '
+            f'attention_mask'
+        )
     mode = {2: 'bilinear', 3: 'trilinear'}[len(target)]
     maps = F.interpolate(raster.mT.unflatten(2, grid), target, mode=mode)
     return maps.flatten(2).mT
@@ -30,12 +36,33 @@ class TokenRecord:
         tokens (Tensor): Patch tokens (B, L, C).
         grid (tuple[int, ...]): Patch grid with product L.
         classes (Tensor): Class and similar tokens (B, n, C), n maybe 0.
+        valid (Tensor, optional): Of sequences of which padding was left out:
+            bool (B, L), where the tokens stood. They are one row (1, M, C)
+            and the grid is (M,), so that what averages over tokens need not
+            know. Defaults to None: nothing was left out.
     """
 
     layer: int
     tokens: Tensor
     grid: Grid
     classes: Tensor
+    valid: Optional[Tensor] = None
+
+    def without_padding(self, valid: Optional[Tensor]) -> 'TokenRecord':
+        """Leaves out the tokens that ``valid`` (B, L) is False of, if any."""
+        if valid is None or bool(valid.all()):
+            return self
+        tokens = self.tokens[valid].unsqueeze(0)
+        grid, classes = tokens.shape[1:2], self.classes[:1]
+        return TokenRecord(self.layer, tokens, tuple(grid), classes, valid)
+
+    def in_sequences(self) -> Tensor:
+        """Tokens (B, L, C), zero where padding was left out."""
+        if self.valid is None:
+            return self.tokens
+        tokens = self.tokens.new_zeros(*self.valid.shape, self.tokens.shape[2])
+        tokens[self.valid] = self.tokens[0]
+        return tokens
 
     def with_tokens(self, tokens: Tensor) -> 'TokenRecord':
         """The same place, other patch tokens."""
@@ -68,6 +95,13 @@ class TapRecord:
     tokens: Tensor
     grid: Grid
     scan_order: Callable[..., Tensor]
+
+    def without_padding(self, valid: Optional[Tensor]) -> 'TapRecord':
+        """See :meth:`TokenRecord.without_padding`."""
+        if valid is None or bool(valid.all()):
+            return self
+        tokens = self.tokens[valid].unsqueeze(0)
+        return replace(self, tokens=tokens, grid=tuple(tokens.shape[1:2]))
 
     def order(self) -> Tensor:
         """LongTensor (L,): the raster patch visited at each step."""

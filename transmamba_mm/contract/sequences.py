@@ -23,3 +23,28 @@ class TokenMasks:
     valid: Optional[Tensor] = None
     image: Optional[Tensor] = None
     question: Optional[Tensor] = None
+
+
+def valid_of(inputs: tuple) -> Optional[Tensor]:
+    """Which tokens (B, L) are no padding, by what a block or mixer read.
+
+    Args:
+        inputs (tuple): Tokens, grid and maybe :class:`TokenMasks`.
+
+    Returns:
+        Tensor | None: Bool (B, L); None for all.
+    """
+    return inputs[2].valid if len(inputs) > 2 and inputs[2] else None
+
+
+def flat_logits(logits: Tensor, valid: Optional[Tensor]) -> Tensor:
+    """Scores (M, V) of the tokens that are no padding.
+
+    Args:
+        logits (Tensor): (B, L, V).
+        valid (Tensor, optional): Bool (B, L). Defaults to None, all.
+
+    Returns:
+        Tensor: (M, V).
+    """
+    return logits.flatten(0, 1) if valid is None else logits[valid]

@@ -5,7 +5,8 @@
 ``images``      What a student is shown, (B, 3, H, W) or (B, 3, T, H, W).
 ``labels``      Their classes (B,), or scores (B, K) where they are mixed.
 ``logits``      Class scores (B, K); of a retrieval model the scores (B, B) of
-                each text with each video.
+                each text with each video; of a language model those of each
+                token that is no padding, (M, V).
 ``embeddings``  A retrieval model's texts and videos in their common space,
                 :class:`~transmamba_mm.contract.Embeddings`.
 ``tokens``      Tokens after the last layer and the final norm.
@@ -26,7 +27,7 @@
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 IMAGES = 'images'
 LABELS = 'labels'
@@ -52,10 +53,13 @@ class Captured(NamedTuple):
     Attributes:
         inputs (tuple): Its positional arguments.
         output (Any): Its output.
+        kwargs (dict, optional): Its keyword arguments, where they are read.
+            Defaults to None.
     """
 
     inputs: tuple
     output: Any
+    kwargs: Optional[dict] = None
 
 
 def check_site(site: str, sites: Sequence[str], side: str) -> None:

@@ -25,6 +25,7 @@ from .embedding_head import NO_EMBEDDINGS, embedding_head, scores_of
 from .linear import is_linear
 from .records import TokenRecord
 from .scan_orders import scan_order
+from .sequences import TokenMasks, flat_logits, valid_of
 from .sites import (
     BC,
     EMBEDDINGS,
@@ -57,12 +58,16 @@ class MambaStudent(ABC):
             full gives its role in the vocabulary of
             :mod:`transmamba_mm.contract.roles`; ``\\1`` in the role stands
             for the first group. Parameters without a role stay fresh.
+        hierarchical (bool): Whether the mixers work on several grids.
+        num_extra_tokens (int): Class tokens in the token sequence.
     """
 
     directions: tuple[str, ...] = ()
     layer_dims: tuple[int, ...] = ()
     FINAL_NORM: ClassVar[str] = 'ln1'
     PARAM_ROLES: ClassVar[tuple[tuple[str, str], ...]] = ()
+    hierarchical: bool = False
+    num_extra_tokens: int = 0
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
@@ -97,18 +102,40 @@ class MambaStudent(ABC):
         # The stream may be wider than the weights.
         return stream if norm is None else norm(stream.to(norm.weight.dtype))
 
-    def mix(self, layer: int, stream: Tensor, grid: Grid) -> Tensor:
+    def mix(
+        self, layer: int, stream: Tensor, grid: Grid, *context: Any
+    ) -> Tensor:
         """What one layer's mixer adds to any residual stream.
 
         Args:
             layer (int): Index of the layer.
             stream (Tensor): Residual stream (B, L, C), as a block reads it.
             grid (tuple[int, ...]): Patch grid.
+            *context: What else a block reads.
 
         Returns:
             Tensor: (B, L, C).
         """
-        return self.mixers()[layer](self._normed(layer, stream), grid)
+        normed = self._normed(layer, stream)
+        return self.mixers()[layer](normed, grid, *context)
+
+    def mix_record(self, layer: int, record: TokenRecord) -> Tensor:
+        """What one layer's mixer adds to the streams of a record.
+
+        Args:
+            layer (int): Index of the layer.
+            record (TokenRecord): The streams, as wide as the layer.
+
+        Returns:
+            Tensor: As :meth:`joined` gives the record's tokens.
+        """
+        valid = record.valid
+        if valid is None:
+            return self.mix(layer, self.joined(record), record.grid)
+        grid = tuple(valid.shape[1:])
+        streams = record.in_sequences()
+        mixed = self.mix(layer, streams, grid, TokenMasks(valid))
+        return mixed[valid].unsqueeze(0)
 
     def mix_apart(self, layer: int, stream: Tensor, grid: Grid) -> Tensor:
         """What each direction adds to any residual stream, but for a bias.
@@ -127,6 +154,25 @@ class MambaStudent(ABC):
     def _normed(self, layer: int, stream: Tensor) -> Tensor:
         norm = self.blocks()[layer].norm
         return norm(stream.to(norm.weight.dtype))
+
+    def scan_order(self, direction: str, *grid: int) -> Tensor:
+        """The order in which a direction visits the patch tokens.
+
+        Args:
+            direction (str): One of :attr:`directions`.
+            *grid (int): Patch grid: h, w.
+
+        Returns:
+            Tensor: LongTensor permutation of the raster patch indices,
+            without class tokens.
+        """
+        return scan_order(direction, *grid)
+
+    def class_token_positions(
+        self, direction: str, *grid: int
+    ) -> tuple[int, ...]:
+        """Where class tokens stand in a direction's scanned sequence."""
+        return ()
 
     def split(self, tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Tokens (B, L, C) as class tokens (B, n, C) and all others."""
@@ -156,29 +202,10 @@ class GridStudent(MambaStudent):
     """A student of patches on a grid.
 
     Attributes:
-        hierarchical (bool): Whether the mixers work on several grids.
-        num_extra_tokens (int): Class tokens in the token sequence; see
-            :meth:`class_token_slots` for where they stand.
         patch_embed (nn.Module): Gives the patch tokens (B, L, C) of images
             and their grid. Has ``init_out_size``, the grid that a position
             embedding is made for.
     """
-
-    hierarchical: bool = False
-    num_extra_tokens: int = 0
-
-    def scan_order(self, direction: str, *grid: int) -> Tensor:
-        """The order in which a direction visits the patch tokens.
-
-        Args:
-            direction (str): One of :attr:`directions`.
-            *grid (int): Patch grid: h, w.
-
-        Returns:
-            Tensor: LongTensor permutation of the raster patch indices,
-            without class tokens.
-        """
-        return scan_order(direction, *grid)
 
     def split(self, tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """See :meth:`MambaStudent.split`."""
@@ -197,12 +224,6 @@ class GridStudent(MambaStudent):
         with the class tokens put in at these indices. A backbone with class
         tokens defines this and :meth:`class_token_positions`.
         """
-        return ()
-
-    def class_token_positions(
-        self, direction: str, *grid: int
-    ) -> tuple[int, ...]:
-        """Where class tokens stand in a direction's scanned sequence."""
         return ()
 
 
@@ -355,7 +376,10 @@ class Student:
                     f"{type(self._model).__name__} has no 'head' beside its "
                     f'backbone that gives logits'
                 )
-            return {LOGITS: head[0]}
+            watched = {LOGITS: head[0]}
+            if not isinstance(self.backbone, GridStudent):
+                watched['0'] = self.backbone.blocks()[0]  # sees the padding
+            return watched
         if site == LIFTED and self.lift is None:
             raise ValueError(
                 "the student has no lift: give it neck=dict(type='LinearNeck'"
@@ -413,12 +437,15 @@ class Student:
             ValueError: If labels are read that the images do not have.
         """
         if site in (LOGITS, EMBEDDINGS):
-            return scores_of(site, seen[site].output)
+            found = scores_of(site, seen[site].output)
+            if '0' in seen:
+                found = flat_logits(found, valid_of(seen['0'].inputs))
+            return found
         if site in (IMAGES, LABELS):
             images, *samples = seen[site].inputs
             return images if site == IMAGES else _labels(*samples)
         records = []
-        for place, (inputs, output) in seen.items():
+        for place, (inputs, output, _) in seen.items():
             layer, grid = int(place), tuple(inputs[1])
             if site in (TOKENS, LIFTED):
                 layer = self.backbone.num_layers - 1
@@ -429,7 +456,8 @@ class Student:
             reads = site in (STREAMS, MIXER_INPUTS)
             tokens = inputs[0] if reads else output
             classes, patches = self.backbone.split(tokens, grid)
-            records.append(TokenRecord(layer, patches, grid, classes))
+            record = TokenRecord(layer, patches, grid, classes)
+            records.append(record.without_padding(valid_of(inputs)))
         return records
 
     def normalise(self, record: TokenRecord) -> TokenRecord:

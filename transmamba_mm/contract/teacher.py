@@ -18,6 +18,7 @@ from .embedding_head import NO_EMBEDDINGS, embedding_head, scores_of
 from .families import TeacherError, find_transformer
 from .frames import PerFrame, joined_frames
 from .records import Grid, TokenRecord
+from .sequences import flat_logits
 from .sites import (
     EMBEDDINGS,
     LAYERS,
@@ -32,6 +33,9 @@ from .sites import (
     check_site,
 )
 from .teachers import Teachers, teacher_at, teachers_of
+
+#: Under which the module is watched that gets the padding of sequences.
+_SEQUENCE = 'sequence'
 
 
 def _is_sequence_first(layer: nn.Module) -> bool:
@@ -211,10 +215,10 @@ class Teacher:
         """
         check_site(site, TEACHER_SITES, 'teacher')
         if site in (LOGITS, EMBEDDINGS):
-            return {site: self._scoring_module(site)}
+            return {site: self._scoring_module(site), **self._sequence()}
         if site == QKV:
             self.parameter('layers.0.qkv.weight')  # or it has no such site
-        family, watched = self.family, {}
+        family, watched = self.family, self._sequence()
         if 'patch_embed.weight' in self._names:
             watched['grid'] = self.module('patch_embed.weight')
         if self._frames is not None:
@@ -272,8 +276,10 @@ class Teacher:
             records are those of the whole video, see
             :func:`~transmamba_mm.contract.frames.joined_frames`.
         """
+        valid = self._valid(seen)
         if site in (LOGITS, EMBEDDINGS):
-            return scores_of(site, seen[site].output)
+            found = scores_of(site, seen[site].output)
+            return flat_logits(found, valid) if _SEQUENCE in seen else found
         first = None  # a sequence: the grid is its length
         if 'grid' in seen:
             first = tuple(seen['grid'].output.shape[2:])
@@ -284,10 +290,25 @@ class Teacher:
             self._record_layer(site, layer, f'{place}.', first, seen)
             for place, layer in enumerate(layers)
         ]
+        records = [record.without_padding(valid) for record in records]
         if self._frames is None:
             return records
         frames = PerFrame.frames_of(*seen['frames'].inputs)
         return [joined_frames(record, frames) for record in records]
+
+    def _sequence(self) -> dict[str, nn.Module]:
+        """What is told of padding, if this is a language model."""
+        if 'embed.weight' not in self._names:
+            return {}
+        return {_SEQUENCE: self._modules[self._prefix.rstrip('.')]}
+
+    @staticmethod
+    def _valid(seen: Mapping[str, Captured]) -> Optional[Tensor]:
+        """Bool (B, L), False on padding; None if there is none."""
+        if _SEQUENCE not in seen:
+            return None
+        mask = (seen[_SEQUENCE].kwargs or {}).get('attention_mask')
+        return None if mask is None else mask.bool()
 
     def _record_layer(
         self,

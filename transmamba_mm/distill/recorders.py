@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from transmamba_mm.contract import (
     GridStudent,
+    MambaStudent,
     Student,
     TapRecord,
     Teacher,
@@ -24,6 +25,7 @@ from transmamba_mm.contract import (
     find_student,
     teacher_at,
 )
+from transmamba_mm.contract.sequences import valid_of
 from transmamba_mm.contract.sites import EMBEDDINGS, LOGITS, Captured
 from transmamba_mm.contract.teacher import Scorer
 from transmamba_mm.registry import TASK_UTILS
@@ -49,8 +51,8 @@ class ModulesRecorder(BaseRecorder):
     def _collect(self, seen: dict[str, Captured]) -> Any:
         """Makes the record of what was seen."""
 
-    def _keep(self, name: str, inputs: tuple, output: Any) -> None:
-        self._seen.setdefault(name, []).append(Captured(inputs, output))
+    def _keep(self, name: str, *seen: Any) -> None:
+        self._seen.setdefault(name, []).append(Captured(*seen))
 
     def __enter__(self) -> None:
         super().__enter__()
@@ -58,9 +60,10 @@ class ModulesRecorder(BaseRecorder):
         for name, module in self._modules.items():
             self._handles.append(
                 module.register_forward_hook(
-                    lambda _, inputs, output, name=name: self._keep(
-                        name, inputs, output
-                    )
+                    lambda _, inputs, kwargs, output, name=name: self._keep(
+                        name, inputs, output, kwargs
+                    ),
+                    with_kwargs=True,
                 )
             )
 
@@ -129,7 +132,7 @@ class LayerwiseOutputsRecorder(ModulesRecorder):
             )
 
     def _collect(self, seen: dict[str, Captured]) -> list[Any]:
-        return [output for _, output in seen.values()]
+        return [captured.output for captured in seen.values()]
 
 
 class SiteRecorder(ModulesRecorder):
@@ -243,11 +246,11 @@ class DirectionTapsRecorder(BaseRecorder):
         self.tap = tap
         self.directions = directions
         self.backbone = backbone
-        self._backbone: Optional[GridStudent] = None
+        self._backbone: Optional[MambaStudent] = None
         self._handles: list[Any] = []
         self._seen: list[tuple[int, str, Tensor, tuple]] = []
         self._with_grad = False
-        self._block_inputs: dict[int, Tensor] = {}
+        self._block_inputs: dict[int, tuple] = {}
 
     def prepare_from_model(self, model: Optional[nn.Module] = None) -> None:
         """Finds the student backbone and checks the directions."""
@@ -275,7 +278,7 @@ class DirectionTapsRecorder(BaseRecorder):
                         self._hook(layer, direction)
                     )
                 )
-        if self.tap == 'residual':
+        if self.tap == 'residual' or not isinstance(backbone, GridStudent):
             for layer, block in enumerate(backbone.blocks()):
                 self._handles.append(
                     block.register_forward_pre_hook(self._input_hook(layer))
@@ -286,7 +289,7 @@ class DirectionTapsRecorder(BaseRecorder):
 
     def _input_hook(self, layer: int):
         def hook(module: nn.Module, inputs: tuple) -> None:
-            self._block_inputs[layer] = inputs[0]
+            self._block_inputs[layer] = inputs
 
         return hook
 
@@ -317,7 +320,7 @@ class DirectionTapsRecorder(BaseRecorder):
 
         record = TapRecord(layer, direction, tokens, grid, scan_order)
         if self.tap == 'residual':
-            _, stream = backbone.split(self._block_inputs[layer], grid)
+            _, stream = backbone.split(self._block_inputs[layer][0], grid)
             if stream.shape[1] != tokens.shape[1]:
                 raise ValueError(
                     f"tap='residual' supports students without class tokens, "
@@ -326,7 +329,9 @@ class DirectionTapsRecorder(BaseRecorder):
                 )
             stream = stream.index_select(1, record.order())
             record = record.with_tokens(tokens + stream)
-        return record
+        if isinstance(backbone, GridStudent):
+            return record
+        return record.without_padding(valid_of(self._block_inputs[layer]))
 
     def __exit__(self, exc_type, exc_value, traceback) -> None:
         super().__exit__(exc_type, exc_value, traceback)

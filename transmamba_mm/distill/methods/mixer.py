@@ -94,9 +94,7 @@ class ForcedMixerLoss(ChannelPairLoss):
             width = self._student.layer_dims[layer]
             stream = self.kept.of(streams[source], width)
             target = self.kept.of(teacher[source], width)
-            mixed = self._student.mix(
-                layer, self._student.joined(stream), stream.grid
-            )
+            mixed = self._student.mix_record(layer, stream)
             errors[layer] = normalised_mse(mixed, self._student.joined(target))
         return self._average(errors)
 

@@ -80,6 +80,11 @@ class TokenRelationLoss(LayerPairLoss):
         errors = {}
         for layer, source in self.pairs.items():
             target = teacher[source]
+            if target.valid is not None:
+                raise ValueError(
+                    'relations between tokens are those of one image or '
+                    'sequence each: they take no batch of padded sequences'
+                )
             tokens = student[layer].resized(target.grid).tokens
             errors[layer] = relation_error(tokens, target.tokens)
         return self._average(errors)

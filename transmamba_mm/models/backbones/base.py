@@ -145,13 +145,14 @@ class MambaBackbone(GridStudent, StrictPretrained, FreshStart):
         """See :meth:`MambaStudent.mixers`."""
         return [getattr(block, self.MIXER) for block in self.blocks()]
 
-    def mix(self, layer: int, stream: Tensor, grid: Grid) -> Tensor:
+    def mix(
+        self, layer: int, stream: Tensor, grid: Grid, *context: Any
+    ) -> Tensor:
         """See :meth:`MambaStudent.mix`; ``with_cp`` holds here as well."""
+        args = layer, stream, grid, *context
         if not (self.with_cp and torch.is_grad_enabled()):
-            return super().mix(layer, stream, grid)
-        return checkpoint(
-            super().mix, layer, stream, grid, use_reentrant=False
-        )
+            return super().mix(*args)
+        return checkpoint(super().mix, *args, use_reentrant=False)
 
     # -------------------------------------------------------- checkpoints
 

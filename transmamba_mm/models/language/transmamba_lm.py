@@ -264,6 +264,18 @@ class TransMambaLM(MambaStudent, FreshStart):
         """See :meth:`MambaStudent.mixers`."""
         return [block.mixer for block in self.layers]
 
+    def mix(
+        self, layer: int, stream: Tensor, grid: Grid, *context: Any
+    ) -> Tensor:
+        """See :meth:`MambaStudent.mix`; not of Cross-Mamba layers."""
+        if layer in self.cross_layers:
+            raise ValueError(
+                f'layer {layer} is Cross-Mamba, which needs to know the image '
+                f"tokens beside the teacher's stream: leave it out of "
+                f'layer_map (None), or set teacher_forced=False'
+            )
+        return super().mix(layer, stream, grid, *context)
+
     # ------------------------------------------------------- computation
 
     def forward(
