@@ -24,5 +24,12 @@ model = dict(
         vocab_size=599,
         context_length=24,
     ),
-    head=dict(type='transmamba.MeanPooling', embed_dims=64, video_channels=64),
+    head=dict(
+        type='transmamba.SequenceTransformer',
+        embed_dims=64,
+        video_channels=64,
+        num_layers=2,
+        num_heads=4,
+        max_frames=8,
+    ),
 )

@@ -1,4 +1,4 @@
-"""A small CLIP4Clip, 32 pixels: 16 patches a frame, 8 frames."""
+"""Teacher: a small CLIP4Clip, 8 frames of 32 pixels, 16 patches each."""
 
 _text_encoder = dict(
     type='transmamba.CLIPTextTower',
@@ -6,7 +6,7 @@ _text_encoder = dict(
     vocab_size=599,
     context_length=24,
 )
-model = dict(
+teacher = dict(
     type='transmamba.VideoTextRetriever',
     data_preprocessor=dict(mean=[60.0] * 3, std=[60.0] * 3),
     backbone=dict(
@@ -30,5 +30,20 @@ model = dict(
         num_layers=2,
         num_heads=4,
         max_frames=8,
+    ),
+)
+# What the student has of the teacher beside its vision tower.
+subcloning = dict(
+    teacher_backbone='backbone.model',
+    copies=dict(
+        text_encoder='text_encoder',
+        **{
+            f'head.{part}': f'head.{part}'
+            for part in (
+                'transformer',
+                'frame_position_embeddings',
+                'logit_scale',
+            )
+        },
     ),
 )

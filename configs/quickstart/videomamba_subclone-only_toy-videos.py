@@ -1,0 +1,21 @@
+"""Stage one alone: vision tower into VideoMamba, text tower and head copied.
+
+Run after ``clip4clip_toy-videos.py``::
+
+    python tools/train.py \
+        configs/quickstart/videomamba_subclone-only_toy-videos.py
+"""
+
+_base_ = [
+    './videomamba_scratch_toy-videos.py',
+    '../_base_/teachers/clip4clip_toy.py',
+]
+
+custom_hooks = [
+    dict(
+        type='transmamba.SubcloneInitializer',
+        teacher_ckpt='work_dirs/clip4clip_toy-videos/epoch_60.pth',
+        teacher=_base_.teacher,
+        **_base_.subcloning,
+    ),
+]
