@@ -268,6 +268,11 @@ class _PyAV(Video):
         self, wanted: dict[int, int], needed: Optional[np.ndarray] = None
     ) -> dict[int, np.ndarray]:
         """Decodes some packets, or all; returns the frames by their time."""
+        from av.video.reformatter import VideoReformatter
+
+        # One for all frames, and on one thread: to make threads takes longer
+        # than to convert a frame.
+        reformatter = VideoReformatter()
         found: dict[int, np.ndarray] = {}
         count = 0
 
@@ -277,7 +282,9 @@ class _PyAV(Video):
                 stamp = count if self._counted else frame.pts
                 count += 1
                 if stamp in wanted and not frame.is_corrupt:
-                    image = frame.to_ndarray(format='rgb24')
+                    image = reformatter.reformat(
+                        frame, format='rgb24', threads=1
+                    ).to_ndarray()
                     turns = round(frame.rotation / 90) % 4
                     found[stamp] = np.rot90(image, turns) if turns else image
 
