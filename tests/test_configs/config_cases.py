@@ -20,8 +20,11 @@ ALL = sorted(
     for path in CONFIGS.rglob('*.py')
     if not {'_base_', 'arena'} & set(path.parts)
 )
-#: Those at 224 pixels.
-LARGE = [name for name in ALL if not name.startswith('quickstart/')]
+#: Classifiers at 224 pixels.
+LARGE = [
+    name for name in ALL if not name.startswith(('quickstart/', 'retrieval/'))
+]
+RETRIEVAL = [name for name in ALL if name.startswith('retrieval/')]
 DISTILLED = [name for name in LARGE if '/transmamba_' in name]
 PLAIN = [name for name in LARGE if name not in DISTILLED]
 #: Recipes of the models' authors; all others have TransMamba's settings.
