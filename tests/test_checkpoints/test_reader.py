@@ -118,6 +118,14 @@ def test_what_is_no_file_is_named(folder):
         read_checkpoint('gone.pth')
 
 
+def test_a_file_cut_short_anywhere_is_damaged(folder):
+    torch.save({str(i): torch.ones(9) for i in range(40)}, 'x.pth')
+    whole = (folder / 'x.pth').read_bytes()
+    for part in (0.1, 0.3, 0.5, 0.7, 0.9, 0.99):
+        (folder / 'cut.pth').write_bytes(whole[: int(part * len(whole))])
+        assert 'is damaged' in assert_refused('cut.pth')
+
+
 def test_the_newest_whole_checkpoint_is_named(folder):
     for step in (2, 9, 10):
         torch.save(LINEAR.state_dict(), f'epoch_{step}.pth')

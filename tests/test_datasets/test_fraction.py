@@ -225,6 +225,18 @@ def test_wrappers(folder, kind):
     again = dict(type='transmamba.FractionDataset', **part)
     again.update(dataset=wrapped(kind, folder))
     assert paths_of(build(again, fraction=0.5)) < paths_of(kept)
+    folds = [
+        DATASETS.build(
+            dict(
+                type='mmpretrain.KFoldDataset',
+                dataset=again,
+                num_splits=2,
+                fold=fold,
+            )
+        )
+        for fold in range(2)
+    ]
+    assert sum(map(len, folds)) == len(kept)
     # As MMEngine's loaders, samplers and wrappers use it.
     loader = Runner.build_dataloader(
         dict(

@@ -222,6 +222,13 @@ def test_class_folders_that_differ(
     assert f'{kind}_dataloader' in found
 
 
+def test_a_part_of_the_data_may_lack_a_class(tmp_path, folders):
+    loader = folders('train', 'abc')
+    for indices in (5, [0, 1]):
+        loader['dataset']['indices'] = indices
+        train(tmp_path / 'run', tiny_student(), train_dataloader=loader)
+
+
 def test_classes_in_another_order(tmp_path, folders):
     names = dict(metainfo=dict(classes=['x', 'y', 'z']))
     other = dict(metainfo=dict(classes=['x', 'z', 'y']))

@@ -6,6 +6,7 @@
 ``init_cfg``, teachers and converters all come here.
 """
 
+import errno
 import hashlib
 import io
 import logging
@@ -213,7 +214,9 @@ def _explain(path: str, file: Optional[_File], error: Exception) -> str:
         return f'{name} cannot be read: {text}'
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return f'{name} asks for more memory than there is'
-    if isinstance(error, OSError) and error.strerror:
+    # Invalid is a seek before the start of a file that is cut short.
+    damaged = isinstance(error, OSError) and error.errno == errno.EINVAL
+    if isinstance(error, OSError) and error.strerror and not damaged:
         return f'{name} cannot be read: {error.strerror}'
     older = name_older(path) if '://' not in path else ''
     # PyTorch's own text proposes to run the code in the file.

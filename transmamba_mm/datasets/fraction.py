@@ -59,6 +59,10 @@ class Share(Subset):
     def full_init(self) -> None:
         """Does nothing: the whole has been read to draw from it."""
 
+    def get_subset(self, indices: Sequence[int]) -> 'Share':
+        """A share of the share, e.g. a fold."""
+        return Share(self.dataset, [self.indices[i] for i in indices])
+
     def get_data_info(self, idx: int) -> dict:
         """Annotation of a sample."""
         return self.dataset.get_data_info(self.indices[idx])

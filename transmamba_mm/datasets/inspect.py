@@ -13,6 +13,7 @@ from mmengine.dataset.dataset_wrapper import (
     ClassBalancedDataset,
     RepeatDataset,
 )
+from mmengine.fileio import get_file_backend
 from mmpretrain.datasets import CustomDataset, KFoldDataset
 from torch.utils.data import Subset
 
@@ -211,6 +212,13 @@ def check_trained(trained: Mapping[str, Any], dataset: Any) -> None:
             )
 
 
+def _has_images(part: CustomDataset, folder: str) -> bool:
+    backend = get_file_backend(part.img_prefix)
+    place = backend.join_path(part.img_prefix, folder)
+    files = backend.list_dir_or_file(place, list_dir=False, recursive=True)
+    return any(map(part.is_valid_file, files))
+
+
 def _check_folders(name: str, part: Any) -> None:
     folders = _folders_of(part) or ()
     hidden = [folder for folder in folders if folder.startswith('.')]
@@ -222,7 +230,12 @@ def _check_folders(name: str, part: Any) -> None:
     if not folders:
         return
     labels = labels_of(part)
-    empty = [x for label, x in enumerate(folders) if label not in labels]
+    empty = [
+        folder
+        for label, folder in enumerate(folders)
+        # A part of the data, such as a fold, may lack a class.
+        if label not in labels and not _has_images(part, folder)
+    ]
     if empty:
         raise ValueError(
             f'{name} has no image of {_some(empty)} in {part.img_prefix}: '
