@@ -128,6 +128,14 @@ def test_colours_are_rgb(tmp_path, decoder):
     assert np.abs(frame.mean((0, 1)) - (230, 20, 20)).max() < 12
 
 
+@pytest.mark.parametrize('decoder', DECODERS)
+def test_a_stream_without_times(tmp_path, decoder):
+    path = write(tmp_path / 'raw.h264', b_frames=2)
+    video = open_video(path, decoder)
+    assert video.times == pytest.approx(np.arange(40) / video.rate)
+    assert numbers(video, [3, 17, 18, 39]) == [3, 17, 18, 39]
+
+
 def test_one_frame_and_odd_sides(tmp_path):
     path = write(
         tmp_path / 'one.avi',
@@ -176,6 +184,25 @@ def test_a_broken_video_is_named_with_the_cause(broken, name, decoder):
     text = str(caught.value)
     assert text.startswith(f"video '{path}' cannot be read: ")
     assert 'verify_videos.py' in text
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_damage_is_reported_as_such(folder, tmp_path_factory, data):
+    name = data.draw(st.sampled_from(sorted(FILES)))
+    content = bytearray((folder / name).read_bytes())
+    place = st.integers(0, len(content) - 1)
+    for where in data.draw(st.lists(place, max_size=20)):
+        content[where] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(place)]
+    path = tmp_path_factory.getbasetemp() / f'damaged_{name}'
+    path.write_bytes(content)
+    for decoder in DECODERS:
+        try:
+            sample = LoadVideo(decoder=decoder)(dict(video_path=str(path)))
+        except UnreadableVideoError:
+            continue
+        assert sample['frames']
 
 
 def test_a_cover_picture_is_no_video(tmp_path):

@@ -8,8 +8,10 @@ import os
 import numpy as np
 import pytest
 import torch
+from helpers import tiny_runner
 from mmengine.config import Config
 from mmengine.dataset import default_collate
+from mmengine.model import BaseModel
 from mmpretrain.models import VideoDataPreprocessor
 from video_cases import (
     BROKEN,
@@ -25,7 +27,9 @@ from transmamba_mm.datasets import VideoTextDataset
 from transmamba_mm.datasets.inspect import check_trained, check_videos
 from transmamba_mm.datasets.transforms import UnreadableVideoError
 from transmamba_mm.datasets.video_files import match_videos, read_captions
+from transmamba_mm.engine import PreCheckHook
 from transmamba_mm.registry import DATASETS, TOKENIZER
+from transmamba_mm.utils.mistakes import UsageError, train
 
 CAPTIONS = {
     'a.mp4': ['one', 'two words'],
@@ -93,18 +97,19 @@ def root(tmp_path, clip):
     return tmp_path
 
 
-def make(root, ann='ann.json', **kwargs):
-    return DATASETS.build(
-        dict(
-            type='transmamba.VideoTextDataset',
-            data_root=str(root),
-            ann_file=ann,
-            data_prefix=dict(video='videos'),
-            pipeline=kwargs.pop('pipeline', PIPELINE),
-            _scope_='mmpretrain',
-            **kwargs,
-        )
+def config(root, ann='ann.json', pipeline=PIPELINE, **kwargs):
+    return dict(
+        type='transmamba.VideoTextDataset',
+        data_root=str(root),
+        ann_file=ann,
+        data_prefix=dict(video='videos'),
+        pipeline=pipeline,
+        **kwargs,
     )
+
+
+def make(*args, **kwargs):
+    return DATASETS.build(dict(config(*args, **kwargs), _scope_='mmpretrain'))
 
 
 # -------------------------------------------------------------- annotations
@@ -300,14 +305,14 @@ def test_error_is_the_default(broken_root):
 def test_training_skips_what_is_broken(broken_root, caplog):
     with caplog.at_level(logging.WARNING):
         dataset = make(broken_root, on_error='skip')
-        # The one that there is no file of is left out at once.
-        assert len(dataset) == len(BROKEN) + 1
+        # The two that there is no file of are left out at once.
+        assert len(dataset) == len(BROKEN)
         for _ in range(2):
             for index in range(len(dataset)):
                 about = dataset[index]['data_samples']
                 assert about.video_id in ('good.mp4', 'fine.mp4')
                 assert about.texts == [about.video_id]
-    assert dataset.num_skipped == len(BROKEN) - 1
+    assert dataset.num_skipped == len(BROKEN) - 2
 
 
 def test_workers_count_together(broken_root):
@@ -317,8 +322,8 @@ def test_workers_count_together(broken_root):
         num_workers=2,
         collate_fn=default_collate,
     )
-    assert sum(len(x['data_samples']) for x in loader) == len(BROKEN) + 1
-    assert loader.dataset.num_skipped == len(BROKEN) - 1
+    assert sum(len(x['data_samples']) for x in loader) == len(BROKEN)
+    assert loader.dataset.num_skipped == len(BROKEN) - 2
 
 
 def test_the_evaluation_leaves_them_out_beforehand(broken_root):
@@ -337,13 +342,7 @@ def test_nothing_to_train_on(broken_root, tmp_path):
 
 
 def test_the_list_of_verify_dataset(broken_root, tmp_path):
-    inner = dict(
-        type='transmamba.VideoTextDataset',
-        data_root=str(broken_root),
-        ann_file='ann.json',
-        data_prefix=dict(video='videos'),
-        pipeline=[PIPELINE[0]],
-    )
+    inner = config(broken_root, pipeline=PIPELINE[:1])
     cfg = Config(dict(train_dataloader=dict(dataset=inner)))
     bad, total = find_unreadable_samples(cfg, workers=1)
     assert total == len(BROKEN) + 2
@@ -358,6 +357,54 @@ def test_the_list_of_verify_dataset(broken_root, tmp_path):
         )
     )
     assert len(clean) == 2
+
+
+class Brightness(BaseModel):
+    """Learns a number from clips."""
+
+    def __init__(self):
+        super().__init__(
+            VideoDataPreprocessor(
+                mean=[0.0] * 3, std=[255.0] * 3, format_shape='NCTHW'
+            )
+        )
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs, data_samples, mode='tensor'):
+        return dict(loss=(inputs.mean() * self.weight).square().sum())
+
+
+@pytest.mark.parametrize('on_error', ['skip', 'error'])
+def test_a_run(broken_root, tmp_path, on_error):
+    loader = dict(
+        batch_size=5,
+        num_workers=2 if on_error == 'skip' else 0,
+        dataset=config(broken_root, on_error=on_error),
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        collate_fn=dict(type='default_collate'),
+    )
+    runner = tiny_runner(
+        tmp_path,
+        Brightness(),
+        train_dataloader=loader,
+        custom_hooks=[PreCheckHook()],
+    )
+    if on_error == 'error':
+        with pytest.raises(UsageError, match=r'lacks 2 of 20 videos: .*\.mp4'):
+            train(runner)
+        # Those that are there and broken end it when their turn comes.
+        ann = tmp_path / 'ann.json'
+        names = sorted(set(BROKEN) - {'missing.mp4', 'dangling.mp4'})
+        ann.write_text(json.dumps({x: [x] for x in names}))
+        loader['dataset'] = config(broken_root, str(ann))
+        runner = tiny_runner(tmp_path, Brightness(), train_dataloader=loader)
+        with pytest.raises(UsageError, match=r"video '.*' cannot be read"):
+            train(runner)
+    else:
+        train(runner)
+        assert runner.iter == 4
+        dataset = runner.train_dataloader.dataset
+        assert dataset.num_skipped == len(BROKEN) - 2
 
 
 def test_missing_videos_are_told_before_a_run(root):
@@ -393,13 +440,7 @@ def test_a_share_of_it(root):
         dict(
             type='transmamba.FractionDataset',
             fraction=0.67,
-            dataset=dict(
-                type='transmamba.VideoTextDataset',
-                data_root=str(root),
-                ann_file='ann.json',
-                data_prefix=dict(video='videos'),
-                pipeline=[],
-            ),
+            dataset=config(root, pipeline=[]),
         )
     )
     assert isinstance(half, VideoTextDataset)

@@ -155,7 +155,9 @@ def match_videos(
                 f"'{path}' has {', '.join(sorted(fits))}: remove all but the "
                 f'one that {name!r} means'
             )
-        found[name] = osp.join(path, fits[0]) if fits else None
+        target = osp.join(path, fits[0]) if fits else ''
+        # It may be a link to nowhere.
+        found[name] = target if osp.exists(target) else None
     return found
 
 
