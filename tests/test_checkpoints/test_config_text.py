@@ -27,6 +27,12 @@ def test_dumped_configs_are_read_as_they_are(monkeypatch):
         assert read_config_text(cfg.pretty_text) == cfg.to_dict()
 
 
+def test_keys_that_are_no_names_are_read():
+    keys = {'head.logit_scale': dict(lr_mult=0.1), '.cls_token': {}, 'a': 1}
+    cfg = Config(dict(optim_wrapper=dict(custom_keys=keys)))
+    assert read_config_text(cfg.pretty_text) == cfg.to_dict()
+
+
 @pytest.mark.parametrize(
     'text',
     [
@@ -36,6 +42,9 @@ def test_dumped_configs_are_read_as_they_are(monkeypatch):
         'model = dict(**{CALL})',
         f'model = [{{1: {CALL}}}]',
         f'model = dict({CALL})',
+        f'model = dict({{1: {CALL}}})',
+        'model = dict({}, {})',
+        'model = dict([(1, 2)])',
         f'model = dict(a={CALL})',
         f'model = f"{{{CALL}}}"',
         f'model = (lambda: {CALL})()',

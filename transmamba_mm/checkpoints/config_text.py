@@ -52,19 +52,21 @@ def read_config_text(text: Any) -> dict[str, Any]:
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value of a literal, in which ``dict(key=...)`` may occur."""
+    """The value of a literal, in which ``dict(...)`` may occur."""
     if isinstance(node, ast.Call):
         keys = [word.arg for word in node.keywords]
         if (
             not isinstance(node.func, ast.Name)
             or node.func.id != 'dict'
-            or node.args
+            # MMEngine writes `dict({...})` where keys are no names.
+            or len(node.args) > 1
+            or not all(isinstance(each, ast.Dict) for each in node.args)
             or None in keys
         ):
             raise ValueError(f'line {node.lineno} holds a call')
-        return dict(
-            zip(keys, [_literal(word.value) for word in node.keywords])
-        )
+        values = [_literal(word.value) for word in node.keywords]
+        first = _literal(node.args[0]) if node.args else {}
+        return {**first, **dict(zip(keys, values))}
     if isinstance(node, ast.Dict):
         # Of `**other` there is no key, which is refused as well.
         keys, values = map(_literal, node.keys), map(_literal, node.values)
