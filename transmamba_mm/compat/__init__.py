@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 
+from .adafactor import spare_transformers  # first: it acts at once
 from .checkpoint_hook import keep_to_own_checkpoints
 from .checkpoints import allow_mmengine_checkpoints
 from .cpu_training import CpuAmpOptimWrapper, prepare_cpu_launch
@@ -44,11 +45,13 @@ __all__ = [
     'name_unreadable_images',
     'prepare_cpu_launch',
     'read_annotations_as_data',
+    'spare_transformers',
     'write_standard_json',
 ]
 
 # In the order in which they must run.
 _CURES = {
+    'mmengine without transformers': spare_transformers,
     'mmpretrain multimodal guard': guard_multimodal,
     'mmrazor distillation half': ensure_mmrazor,
     'mmrazor classes in lazy configs': accept_classes,
