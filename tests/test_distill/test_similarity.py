@@ -174,7 +174,8 @@ def half(rank, folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(half, (str(tmp_path),), nprocs=2)
+    args = (str(tmp_path),)
+    mp.start_processes(half, args, nprocs=2, start_method='fork')
     model = distillation().train()
     loss = model.loss(*video_batch())['distill.loss_similarity']
     loss.backward()

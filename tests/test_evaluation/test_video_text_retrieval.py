@@ -166,7 +166,8 @@ def evaluate_a_shard(rank, folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(evaluate_a_shard, (str(tmp_path),), nprocs=2)
+    args = (str(tmp_path),)
+    mp.start_processes(evaluate_a_shard, args, nprocs=2, start_method='fork')
     wanted = measure(samples_of())
     for rank in range(2):
         assert torch.load(tmp_path / f'{rank}.pt') == wanted

@@ -650,8 +650,11 @@ def test_all_ranks_start_and_stay_equal(tmp_path, ckpt, teacher):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(
-        train_rank, (port, str(tmp_path), ckpt), nprocs=PROCESSES
+    multiprocessing.start_processes(
+        train_rank,
+        (port, str(tmp_path), ckpt),
+        nprocs=PROCESSES,
+        start_method='fork',  # spares the imports
     )
     first, second = (
         torch.load(tmp_path / f'rank{rank}.pth') for rank in range(PROCESSES)

@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
-from helpers import ROOT, start_tool
 from mmengine.optim import build_optim_wrapper
 from retrieval_models import (
     FRAMES,
@@ -17,6 +18,7 @@ from retrieval_models import (
     text_cfg,
     video_batch,
 )
+from torch.nn.parallel import DistributedDataParallel
 
 from transmamba_mm.models import SequenceTransformer
 from transmamba_mm.models.retrieval.heads import MAX_LOGIT_SCALE
@@ -199,40 +201,30 @@ def test_frozen_parts_have_no_gradient():
 
 # -------------------------------------------------------------- two processes
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from retrieval_models import build_random, mamba_cfg, video_batch
 
-rank = int(sys.argv[1])
-dist.init_process_group(
-    'gloo', init_method={store!r}, rank=rank, world_size=2)
-model = build_random(mamba_cfg()).train()
-videos, samples = video_batch(4)
-part = slice(2 * rank, 2 * rank + 2)
-parallel = DistributedDataParallel(model)
-loss = parallel(videos[part], samples[part], mode='loss')['loss']
-loss.backward()
-grads = {{name: p.grad for name, p in model.named_parameters()}}
-torch.save(dict(loss=loss.detach(), grads=grads), f'rank{{rank}}.pt')
-"""
+def half(rank, folder):
+    dist.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
+    )
+    model = build_random(mamba_cfg()).train()
+    videos, samples = video_batch(4)
+    part = slice(2 * rank, 2 * rank + 2)
+    parallel = DistributedDataParallel(model)
+    loss = parallel(videos[part], samples[part], mode='loss')['loss']
+    loss.backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    torch.save(dict(loss=loss.detach(), grads=grads), f'{folder}/{rank}.pth')
+    dist.destroy_process_group()
 
 
 def test_two_processes_are_one(tmp_path):
-    store = f'file://{tmp_path}/store'
-    script = SCRIPT.format(tests=str(ROOT / 'tests'), store=store)
-    (tmp_path / 'run.py').write_text(script)
-    runs = [start_tool(tmp_path, 'run.py', rank) for rank in range(2)]
+    args = (str(tmp_path),)
+    mp.start_processes(half, args, nprocs=2, start_method='fork')
     model = build_random(mamba_cfg()).train()
     loss = model(*video_batch(4), mode='loss')['loss']
     loss.backward()
-    for rank, run in enumerate(runs):
-        output, _ = run.communicate(timeout=300)
-        assert run.returncode == 0, output
-        found = torch.load(tmp_path / f'rank{rank}.pt')
+    for rank in range(2):
+        found = torch.load(tmp_path / f'{rank}.pth')
         torch.testing.assert_close(found['loss'], loss.detach(), **SAME)
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(
