@@ -263,6 +263,21 @@ def test_a_folder_of_shards_gives_the_same_plan(tmp_path):
         assert value.equal(other.state_dict()[name]), name
 
 
+@pytest.mark.parametrize('name', ['Mamba', 'FalconMamba'])
+def test_norms_of_the_mixers_must_agree(name, tmp_path):
+    tiny_mamba(name).save_pretrained(tmp_path)
+    state = read_state_dict(str(tmp_path))
+    norms = [None, 1e-6] if name == 'FalconMamba' else [1e-6, None]
+    for norm, message in zip(norms, ('set mixer_cfg', None)):
+        mixer_cfg = dict(d_state=4, dt_rank=3, norm_bc_dt=norm)
+        student = tiny_student(arch=dict(expand=2), mixer_cfg=mixer_cfg)
+        if message is None:
+            assert subclone(student, tiny_llama(), state).copied
+            continue
+        with pytest.raises(TransferError, match=message):
+            subclone(student, tiny_llama(), state)
+
+
 def test_a_teacher_without_values_gives_the_plan():
     with torch.device('meta'):
         teacher, student = tiny_llama(), tiny_student(arch=dict(embed_dims=12))

@@ -40,10 +40,17 @@ class LazyTensors(MutableMapping[str, Tensor]):
     Args:
         places (Mapping[str, _Place | Tensor]): Name to where it lies, or to
             the tensor itself.
+        model_type (str): What ``config.json`` in the folder calls the model.
+            Defaults to ``''``, unknown.
     """
 
-    def __init__(self, places: Mapping[str, Union[_Place, Tensor]]) -> None:
+    def __init__(
+        self,
+        places: Mapping[str, Union[_Place, Tensor]],
+        model_type: str = '',
+    ) -> None:
         self._places = dict(places)
+        self.model_type = model_type
 
     def __getitem__(self, name: str) -> Tensor:
         from safetensors import safe_open
@@ -82,7 +89,8 @@ class LazyTensors(MutableMapping[str, Tensor]):
         Returns:
             LazyTensors: Those, still unread.
         """
-        return LazyTensors({k: self._places[old] for k, old in names.items()})
+        places = {new: self._places[old] for new, old in names.items()}
+        return LazyTensors(places, self.model_type)
 
 
 def read_folder(path: str) -> Optional[LazyTensors]:
@@ -115,9 +123,8 @@ def read_folder(path: str) -> Optional[LazyTensors]:
                 f'saved as safetensors'
             )
         names = _names_in(osp.join(folder, _WEIGHTS))
-        return LazyTensors(
-            {n: _Place(osp.join(folder, _WEIGHTS), n) for n in names}
-        )
+        places = {n: _Place(osp.join(folder, _WEIGHTS), n) for n in names}
+        return LazyTensors(places, _model_type(folder))
     where = osp.join(folder, index)
     places = {
         name: _Place(osp.join(folder, file), name)
@@ -135,7 +142,15 @@ def read_folder(path: str) -> Optional[LazyTensors]:
                 f"'{where}' expects {missing[0]} in '{file}', which lacks "
                 f'it: download both again'
             )
-    return LazyTensors(places)
+    return LazyTensors(places, _model_type(folder))
+
+
+def _model_type(folder: str) -> str:
+    try:
+        with open(osp.join(folder, 'config.json'), encoding='utf-8') as file:
+            return str(json.load(file)['model_type'])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ''
 
 
 def _weight_map(path: str) -> dict[str, str]:

@@ -84,7 +84,8 @@ class MambaStudent(ABC):
 
         It maps normalised tokens (B, L, C) and their grid to (B, L, C), has
         ``taps``, which show each direction, ``by_direction``, which gives
-        them apart (B, K, L, C), and ``d_state``, the size N of its state.
+        them apart (B, K, L, C), ``d_state``, the size N of its state, and
+        ``norm_bc_dt``, None unless it normalises B, C and step sizes.
         """
 
     @property

@@ -15,6 +15,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from transmamba_mm.checkpoints import LazyTensors
 from transmamba_mm.contract.layer_map import resolve_layer_map
 from transmamba_mm.contract.roles import INNER, QKV, RESIDUAL, split_role
 
@@ -141,7 +142,13 @@ class PretrainedSSM(SSMSource):
         return 'pretrained Mamba'
 
     def fill(self, entry: TransferEntry, role: str, pairing: Pairing) -> None:
-        """Copies the parameter that stands for this one, if it fits."""
+        """Copies the parameter that stands for this one, if it fits.
+
+        Raises:
+            TransferError: If one of the two normalises B, C and step sizes,
+                as far as this is known.
+        """
+        self._check_norm(pairing)
         key = self._find(entry, role, pairing)
         if key is not None:
             value = self.state_dict[key]
@@ -156,6 +163,20 @@ class PretrainedSSM(SSMSource):
             else:
                 entry.note = f'SSM; the pretrained one is {tuple(value.shape)}'
         super().fill(entry, role, pairing)
+
+    def _check_norm(self, pairing: Pairing) -> None:
+        kind = ''
+        if isinstance(self.state_dict, LazyTensors):
+            kind = self.state_dict.model_type
+        norm = pairing.backbone.mixers()[0].norm_bc_dt
+        wanted = {'falcon_mamba': True, 'mamba': False}.get(kind)
+        if wanted is not None and wanted != (norm is not None):
+            raise TransferError(
+                f'ssm_from is a {kind}, which '
+                f'{"normalises" if wanted else "does not normalise"} B, C and '
+                f'step sizes, and the student has norm_bc_dt={norm}: set '
+                f'mixer_cfg=dict(norm_bc_dt={"1e-6" if wanted else None})'
+            )
 
     def _cut(
         self, key: str, entry: TransferEntry, role: str, pairing: Pairing

@@ -57,6 +57,8 @@ class DirectionalMixer(nn.Module, ABC):
             ``d_state``, ``expand`` or ``dt_rank`` is too small.
     """
 
+    norm_bc_dt: Optional[float] = None
+
     def __init__(
         self,
         embed_dims: int,
