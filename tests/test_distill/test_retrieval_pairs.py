@@ -19,6 +19,7 @@ from retrieval_models import (
 
 from transmamba_mm.contract import KeptChannels, ResizingDataPreprocessor
 from transmamba_mm.distill import TransMambaDistill
+from transmamba_mm.distill.teacher_cache import TeacherCache
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 CONFIGS = {
@@ -196,3 +197,10 @@ def test_the_teacher_sees_its_own_normalisation_and_size():
 def test_class_scores_are_no_site_of_retrievers():
     with pytest.raises(ValueError, match='is for classifiers'):
         distilled(METHODS['ofa'])
+
+
+def test_scores_of_a_batch_are_not_cached(tmp_path):
+    model = distilled(CONFIGS['kl'])
+    cache = TeacherCache(str(tmp_path), num_samples=4, num_views=1)
+    with pytest.raises(ValueError, match='which no teacher cache can hold'):
+        model.branch.open_cache(cache, model.distiller, dict, {})

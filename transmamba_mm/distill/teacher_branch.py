@@ -19,6 +19,8 @@ from transmamba_mm.checkpoints import (
     read_state_dict,
 )
 from transmamba_mm.contract import TeacherInput, teachers_of
+from transmamba_mm.contract.embedding_head import embedding_head
+from transmamba_mm.contract.sites import LOGITS
 
 from .calibration import FeatureCalibration
 from .patch_tokens import PatchTokensRecorder
@@ -133,6 +135,16 @@ class TeacherBranch:
             )
         losses = list(distiller.loss_forward_mappings)
         read = recorders_read(distiller, losses, student=False)
+        for recorder in read.values():
+            teachers = [self.teachers[x] for x in self.read_by([recorder])]
+            if recorder.source == LOGITS and any(
+                embedding_head(teacher) for teacher in teachers
+            ):
+                raise ValueError(
+                    'the scores of a retrieval model are of all texts of a '
+                    'batch with all videos, which no teacher cache can hold: '
+                    'leave out the methods that read them, or the cache'
+                )
         identities = {
             name: {**identity, **self._identity(recorder)}
             for name, recorder in read.items()
