@@ -96,7 +96,7 @@ def write_audio(path, picture=None):
             cover = container.add_stream('mjpeg', 1)
             cover.width, cover.height = picture.shape[1], picture.shape[0]
             cover.pix_fmt = 'yuvj420p'
-            cover.disposition = av.stream.Disposition.attached_pic
+            cover.disposition = av.stream.Disposition.attached_pic.value
         samples = np.zeros((1, 1024), np.float32)
         for i in range(8):
             frame = av.AudioFrame.from_ndarray(samples, 'fltp', 'mono')

@@ -10,7 +10,7 @@ pass, and only they are converted.
 import contextlib
 import os
 import re
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, Optional
@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from transmamba_mm.checks import UnreadableFileError
+from transmamba_mm.compat.environment import version_tuple
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 _RATE = 25.0  # frames per second where a file does not say
@@ -30,7 +31,7 @@ class UnreadableVideoError(UnreadableFileError):
     """A video of which the frames asked for cannot be decoded."""
 
 
-class Video:
+class Video(ABC):
     """A video whose frames can be read.
 
     Attributes:
@@ -268,10 +269,13 @@ class _PyAV(Video):
         self, wanted: dict[int, int], needed: Optional[np.ndarray] = None
     ) -> dict[int, np.ndarray]:
         """Decodes some packets, or all; returns the frames by their time."""
+        import av
         from av.video.reformatter import VideoReformatter
 
-        # One for all frames, and on one thread: to make threads takes longer
-        # than to convert a frame.
+        # One for all frames, and on one thread: to make threads, as PyAV 17
+        # began to, takes longer than to convert a frame.
+        new = version_tuple(av.__version__) >= (17,)
+        options = dict(format='rgb24', **(dict(threads=1) if new else {}))
         reformatter = VideoReformatter()
         found: dict[int, np.ndarray] = {}
         count = 0
@@ -282,9 +286,8 @@ class _PyAV(Video):
                 stamp = count if self._counted else frame.pts
                 count += 1
                 if stamp in wanted and not frame.is_corrupt:
-                    image = reformatter.reformat(
-                        frame, format='rgb24', threads=1
-                    ).to_ndarray()
+                    frame = reformatter.reformat(frame, **options)
+                    image = frame.to_ndarray()
                     turns = round(frame.rotation / 90) % 4
                     found[stamp] = np.rot90(image, turns) if turns else image
 
