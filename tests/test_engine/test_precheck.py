@@ -78,6 +78,15 @@ def test_no_epoch(tmp_path, max_epochs):
     assert 'train_cfg.max_epochs must be positive' in message
 
 
+@pytest.mark.parametrize('norm', [0, -1.0])
+def test_no_gradient(tmp_path, norm):
+    wrapper = dict(
+        optimizer=dict(type='SGD', lr=0.1), clip_grad=dict(max_norm=norm)
+    )
+    message = check(tmp_path, tiny_student(), optim_wrapper=wrapper)
+    assert 'optim_wrapper.clip_grad.max_norm must be positive' in message
+
+
 @pytest.mark.parametrize('interval', [0, -1, '1', None])
 def test_no_interval_of_evaluations(tmp_path, interval):
     message = check(

@@ -14,7 +14,7 @@ from mmpretrain.evaluation import Accuracy, SingleLabelMetric
 from torch import nn
 
 from transmamba_mm.checkpoints.files import lookup, read_checkpoint
-from transmamba_mm.checks import is_int
+from transmamba_mm.checks import is_int, is_sequence
 from transmamba_mm.contract.sites import LOGITS
 from transmamba_mm.datasets.inspect import (
     check_classes,
@@ -48,6 +48,12 @@ _PARAMWISE = (
 )
 _METRICS = (Accuracy, SingleLabelMetric)
 _MULTIPLES = ('decay_mult', 'lr_mult')
+# What turns everything around, or to nothing, from 0 down.
+_POSITIVE = (
+    'data_preprocessor.std',
+    'optim_wrapper.clip_grad.clip_value',
+    'optim_wrapper.clip_grad.max_norm',
+)
 # Recipes that many models share name these, whether a model has them or not.
 _SHARED_KEYS = (
     'absolute_pos_embed',
@@ -84,6 +90,7 @@ class PreCheckHook(Hook):
         """Checks everything."""
         model = unwrapped(runner.model)
         _check_length(runner)
+        _check_signs(runner.cfg)
         datasets = _datasets(runner)
         try:
             check_classes(datasets)
@@ -131,6 +138,16 @@ def _check_length(runner: Runner) -> None:
             f'{runner.epoch / runner.max_epochs:.0%}: start anew, or resume '
             f'with the settings of before'
         )
+
+
+def _check_signs(cfg: Mapping) -> None:
+    for path in _POSITIVE:
+        value: Any = cfg
+        for key in path.split('.'):
+            value = lookup(value, key) if value else None
+        values = value if is_sequence(value) else [value]
+        if any(isinstance(x, (int, float)) and x <= 0 for x in values):
+            raise PreCheckError(f'{path} must be positive, got {value}')
 
 
 # ------------------------------------------------------------------ the data
