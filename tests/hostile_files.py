@@ -104,6 +104,7 @@ CONTENTS = dict(
             state=[torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])]
         )
     ),
+    quantised=dict(state_dict={'a.weight': torch.ones(2, dtype=torch.int8)}),
     no_memory=dict(state_dict=dict(w=torch.zeros(2, device='meta'))),
     attribute=dict(state_dict=WITH_ATTRIBUTE),
     metadata=dict(state_dict=MALFORMED),

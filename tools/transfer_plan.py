@@ -13,7 +13,7 @@ import argparse
 
 import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
 from transmamba_mm.apis import plan_transfer
-from transmamba_mm.utils import cli
+from transmamba_mm.utils import cli, mistakes
 
 
 def main() -> None:
@@ -33,10 +33,8 @@ def main() -> None:
     cli.add_cfg_options(parser)
     args = parser.parse_args()
     cfg = cli.load_config(args)
-    try:
+    with mistakes.explained(cfg):
         plan = plan_transfer(cfg, args.shapes_only)
-    except (FileNotFoundError, ValueError) as error:
-        raise cli.UsageError(str(error)) from error
     print(plan.table())
     if args.json:
         plan.dump(args.json)

@@ -46,6 +46,8 @@ def test_keys_that_are_no_names_are_read():
         'model = dict({}, {})',
         'model = dict([(1, 2)])',
         f'model = dict(a={CALL})',
+        f'model = dict({{1: {CALL}}})',
+        'model = dict({1: 2}, {3: 4})',
         f'model = f"{{{CALL}}}"',
         f'model = (lambda: {CALL})()',
         f'model = [{CALL} for i in (1,)]',

@@ -186,6 +186,17 @@ def contents(folder):
     }
 
 
+@pytest.mark.parametrize('entry', ['load_from', 'resume', 'test'])
+def test_no_entry_takes_weights_that_are_no_numbers(
+    project, monkeypatch, capsys, entry
+):
+    nan = torch.full((8,), float('nan'))
+    path = edited(project, **{'state_dict__backbone.norm_f.weight': nan})
+    args = ENTRIES[entry].format(path).split()
+    line = refused(monkeypatch, capsys, *args)
+    assert f"'{path}' is no good: backbone.norm_f.weight" in line
+
+
 def edited(project, **changes):
     """A checkpoint of the run with other content; ``a__b`` is a['b']."""
     content = torch.load(project / 'run' / 'epoch_1.pth', weights_only=True)
@@ -208,6 +219,7 @@ def edited(project, **changes):
     [
         dict(meta=None),
         dict(meta__epoch='one'),
+        dict(meta__iter=-1),
         dict(message_hub=None),
         dict(optimizer=5),
         dict(optimizer={}),
@@ -220,6 +232,7 @@ def edited(project, **changes):
         dict(param_schedulers=[]),
         dict(param_schedulers__0=5),
         dict(param_schedulers__0__step='now'),
+        dict(param_schedulers__0__param_name='rl'),
         dict(param_schedulers__0__last_step=None),
         dict(param_schedulers__0__base_values=['x']),
     ],

@@ -18,7 +18,7 @@ import mmengine
 import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
 from transmamba_mm.apis import compare_layers
 from transmamba_mm.apis.cka import CKA_SITES, CKA_TOKENS
-from transmamba_mm.utils import cli
+from transmamba_mm.utils import cli, mistakes
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
     args = parser.parse_args()
     cfg = cli.load_config(args)
     cli.check_local_file(args.checkpoint, 'checkpoint')
-    try:
+    with mistakes.explained(cfg):
         found = compare_layers(
             cfg,
             args.checkpoint,
@@ -66,8 +66,6 @@ def main() -> None:
             args.tokens,
             args.device,
         )
-    except ValueError as error:
-        raise cli.UsageError(str(error)) from error
     Path(args.out).resolve().parent.mkdir(parents=True, exist_ok=True)
     mmengine.dump(asdict(found), f'{args.out}.json')
     found.draw().savefig(f'{args.out}.png', dpi=150)

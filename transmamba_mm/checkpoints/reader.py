@@ -51,6 +51,7 @@ _ZOOS = {
     'openmmlab': get_external_models,
     'mmcls': get_mmcls_models,
 }
+_WEIGHTS = ('.weight', '.bias')
 _File = Union[str, io.BytesIO]
 
 
@@ -278,8 +279,13 @@ def _is_dense(tensor: Tensor) -> bool:
 
 def _find_in_weights(weights: dict) -> Optional[str]:
     for key, value in weights.items():
-        if isinstance(value, Tensor) and not isinstance(key, str):
+        if not isinstance(value, Tensor):
+            continue
+        if not isinstance(key, str):
             return f'a tensor has the name {key!r}'
+        if key.endswith(_WEIGHTS) and not value.is_floating_point():
+            # PyTorch would convert quantised ones as if they were none.
+            return f'{key} is of {value.dtype}, which is no weight'
     metadata = getattr(weights, '_metadata', None) or {}
     if not isinstance(metadata, dict) or not all(
         isinstance(name, str) and _is_note(note)

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.checkpoints.files import lookup
 from transmamba_mm.datasets.inspect import check_trained
+from transmamba_mm.engine.finite import non_finite
 
 from .mistakes import UsageError
 
@@ -39,6 +40,10 @@ def check_loading(runner: Runner, strict: bool) -> None:
                 raise ValueError(
                     f"checkpoint '{filename}' holds nothing of this model"
                 )
+            for name in non_finite(dict(runner.model.named_parameters())):
+                raise CheckpointError(
+                    f"checkpoint '{filename}' is no good: {name} is not finite"
+                )
             if strict:  # for testing
                 meta = lookup(content, 'meta') or {}
                 trained = lookup(meta, 'dataset_meta') or {}
@@ -64,6 +69,8 @@ def check_loading(runner: Runner, strict: bool) -> None:
             # MMEngine would go on with whatever it finds.
             meta = loaded['meta']
             meta['epoch'], meta['iter'] = int(meta['epoch']), int(meta['iter'])
+            if min(meta['epoch'], meta['iter']) < 0:
+                raise ValueError('it has trained for less than nothing')
             _check_schedulers(runner.param_schedulers, loaded)
             _check_optimizer(runner.optim_wrapper, loaded['optimizer'])
             return loaded
@@ -146,4 +153,5 @@ def _kind(value: Any) -> Any:
         return frozenset(map(_kind, value))
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return 'NaN' if math.isnan(value) else 'a number'
-    return type(value)
+    # Names are the config's.
+    return value if isinstance(value, str) else type(value)
