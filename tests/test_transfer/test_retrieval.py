@@ -92,6 +92,20 @@ def test_a_narrower_student_takes_some_channels(teacher):
     assert patch.equal(tower.conv1.weight[kept])
 
 
+def test_channels_that_tuning_left_alone_are_kept(teacher, tmp_path):
+    """By the CLIP that the teacher was tuned from, in half precision."""
+    path = as_file(tmp_path / 'clip.pt', teacher.half(), names='')
+    moved, tower = [0, 5, 6, 11], teacher.float().backbone.model
+    with torch.no_grad():
+        for key, value in tower.named_parameters():
+            if value.shape[0] == 16 and key != 'proj':
+                value[moved] += 1
+    student = build_random(mamba_cfg(12), seed=1)
+    options = dict(importance='least_changed', reference_ckpt=path)
+    plan, _ = planned(student, teacher, **options)
+    assert plan.kept[12].tolist() == [i for i in range(16) if i not in moved]
+
+
 def test_the_text_tower_is_copied_whole(teacher):
     student = build_random(mamba_cfg(), seed=1)
     plan, entries = planned(student, teacher, copies=COPIES)

@@ -141,8 +141,8 @@ class TeacherBranch:
                 embedding_head(teacher) for teacher in teachers
             ):
                 raise ValueError(
-                    'the scores of a retrieval model are of all texts of a '
-                    'batch with all videos, which no teacher cache can hold: '
+                    'the scores of a retrieval model compare all that is in '
+                    'a batch, which no teacher cache can hold: '
                     'leave out the methods that read them, or the cache'
                 )
         identities = {

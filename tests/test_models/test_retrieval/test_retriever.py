@@ -91,6 +91,21 @@ def test_what_is_in_the_padding_makes_no_difference(head):
         torch.testing.assert_close(sample.text_embeddings, texts, **SAME)
 
 
+@pytest.mark.parametrize('head', HEADS)
+def test_half_precision_is_for_the_towers(head):
+    """What is compared is float32, so close scores keep their order."""
+    model, (videos, samples) = build_random(clip4clip_cfg(head)), video_batch()
+    expected = model(videos, samples, mode='loss')['loss']
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        found = model(videos, samples)
+        loss = model(videos, samples, mode='loss')['loss']
+    dtypes = {x.dtype for x in (found.texts, found.videos, found.logits)}
+    assert dtypes == {torch.float32}
+    torch.testing.assert_close(loss, expected, rtol=0.03, atol=0)
+    loss.backward()
+    assert model.text_encoder.text_projection.grad.isfinite().all()
+
+
 def test_a_video_encoder_without_frames():
     config = mamba_cfg(keep_temporal=False)
     model, (videos, samples) = build_random(config), video_batch()
@@ -125,12 +140,15 @@ def test_mistakes():
         model(videos, samples)
     with pytest.raises(RuntimeError, match='Invalid mode "train"'):
         model(videos, samples, mode='train')
-    model = build_random(clip4clip_cfg('SequenceTransformer'))
-    with pytest.raises(ValueError, match='max_frames=6'):
-        model(videos.repeat(1, 1, 2, 1, 1))
     features = torch.zeros(1, 3, WIDTH)
     with pytest.raises(ValueError, match='gives 3 features of videos of 4'):
         model.head.embed_videos(features, torch.ones(1, 4).bool())
+    model = build_random(clip4clip_cfg('SequenceTransformer'))
+    with pytest.raises(ValueError, match='max_frames=6'):
+        model(videos.repeat(1, 1, 2, 1, 1))
+    whole = mamba_cfg(head='SequenceTransformer', keep_temporal=False)
+    with pytest.raises(ValueError, match='set keep_temporal=True'):
+        build_random(whole)(videos)
 
 
 def test_the_default_preprocessor_is_that_of_videos():

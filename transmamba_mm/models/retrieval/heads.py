@@ -195,6 +195,19 @@ class SequenceTransformer(MeanPooling):
         ):
             mine.load_state_dict(theirs.state_dict())
 
+    def embed_videos(
+        self, features: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Optional[Tensor]]:
+        """See :meth:`MeanPooling.embed_videos`; of frames alone."""
+        if features.shape[1] != mask.shape[1]:
+            raise ValueError(
+                f'a SequenceTransformer relates frames, and the video encoder '
+                f'gives {features.shape[1]} features of {mask.shape[1]} '
+                f'frames: set keep_temporal=True of a VideoMamba, or use '
+                f'transmamba.MeanPooling'
+            )
+        return super().embed_videos(features, mask)
+
     def _related(self, frames: Tensor, mask: Tensor) -> Tensor:
         count, most = (
             frames.shape[1],

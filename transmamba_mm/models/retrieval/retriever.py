@@ -86,9 +86,9 @@ class VideoTextRetriever(StrictPretrained, BaseModel):
             state = as_retriever(state)
             heads = {key for key in state if key.startswith('head.')}
             if heads == {'head.logit_scale'}:
-                fresh = [f'head.{x}' for x in self.head.INHERITED]
+                inherited = tuple(f'head.{x}' for x in self.head.INHERITED)
                 fresh = [
-                    x for x in self.state_dict() if x.startswith(tuple(fresh))
+                    x for x in self.state_dict() if x.startswith(inherited)
                 ]
         check_match(self, state, source, fresh)
         self.load_state_dict(state, strict=False)
