@@ -73,6 +73,29 @@ def test_what_is_trusted_by_name_is_read(folder, monkeypatch):
     assert len(base('x.json')) == 1
 
 
+def test_trust_in_one_file_is_none_in_another(folder, monkeypatch):
+    class Split(BaseDataset):
+        """Reads two files, as RefCOCO does."""
+
+        def __init__(self, ann_file, split_file):
+            self.split_file = split_file
+            super().__init__(ann_file=ann_file, pipeline=[])
+
+        def load_data_list(self):
+            mmengine.load(self.split_file, file_format='pkl')
+            return super().load_data_list()
+
+    mmengine.dump(GOOD, 'a.pkl')
+    (folder / 'b.p').write_bytes(pickle.dumps(Call(os.system, COMMAND)))
+    monkeypatch.setenv(TRUSTED, 'a.pkl')
+    with pytest.raises(UntrustedFileError):
+        Split('a.pkl', 'b.p')
+    assert not os.path.exists(MARK)
+    monkeypatch.setenv(TRUSTED, os.pathsep.join(['a.pkl', 'b.p']))
+    mmengine.dump({}, 'b.p', file_format='pkl')
+    assert len(Split('a.pkl', 'b.p')) == 1
+
+
 @pytest.mark.parametrize('download', [False, True])
 def test_cifar_is_checked_before_it_is_unpickled(
     folder, monkeypatch, download
