@@ -140,6 +140,7 @@ def test_half_precision_is_widened(tmp_path):
     assert model.text_encoder.text_projection.equal(expected)
 
 
+@pytest.mark.filterwarnings('ignore')
 def test_archives_load_as_they_are(tmp_path):
     """OpenAI's are of traced towers, whose attributes are nested objects."""
 

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from transmamba_mm.checkpoints import CheckpointError, read_state_dict
 
-pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
+pytestmark = [
+    pytest.mark.filterwarnings(f'ignore::{name}')
+    for name in (
+        'DeprecationWarning',
+        'FutureWarning',
+        'torch.jit.TracerWarning',
+    )
+]
 
 
 def saved(module, path):
