@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 SETUP_FILES := setup.py pyproject.toml $(sort $(wildcard requirements/*.txt))
 KEY := $(shell cat $(SETUP_FILES) | cksum | cut -d' ' -f1)
 RUNTIME_STAMP := $(VENV)/.installed-$(KEY)
+VIDEO_STAMP := $(VENV)/.installed-video-$(KEY)
 TESTS_STAMP := $(VENV)/.installed-tests-$(KEY)
 # Applies to packages that pip builds from source, too.
 PIP := PIP_CONSTRAINT=requirements/constraints.txt \
@@ -17,13 +18,16 @@ SOURCES := $(wildcard benchmarks configs demo docs setup.py tests tools \
 	transmamba_mm)
 
 .DEFAULT_GOAL := test
-.PHONY: test quickstart lint format clean
+.PHONY: test quickstart quickstart-retrieval lint format clean
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 quickstart: $(RUNTIME_STAMP)
 	@$(BIN)/python tools/quickstart.py
+
+quickstart-retrieval: $(VIDEO_STAMP)
+	@$(BIN)/python tools/quickstart_retrieval.py
 
 lint: $(TESTS_STAMP)
 	$(BIN)/ruff check $(SOURCES)
@@ -49,6 +53,10 @@ $(BIN)/python:
 $(RUNTIME_STAMP): | $(BIN)/python
 	$(PIP) -e .
 	@touch $@
+
+$(VIDEO_STAMP): | $(BIN)/python
+	$(PIP) -e '.[video]'
+	@touch $@ $(RUNTIME_STAMP)
 
 $(TESTS_STAMP): | $(BIN)/python
 	$(PIP) -e '.[tests]'

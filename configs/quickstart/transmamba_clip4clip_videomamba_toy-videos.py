@@ -17,7 +17,7 @@ model = dict(
     type='transmamba.TransMambaDistill',
     architecture=_base_.model,
     teacher=_base_.teacher,
-    teacher_ckpt='work_dirs/clip4clip_toy-videos/epoch_60.pth',
+    teacher_ckpt='work_dirs/clip4clip_toy-videos/epoch_20.pth',
     **_base_.transmamba_shallow,
 )
 custom_hooks = [

@@ -14,7 +14,7 @@ _base_ = [
 custom_hooks = [
     dict(
         type='transmamba.SubcloneInitializer',
-        teacher_ckpt='work_dirs/clip4clip_toy-videos/epoch_60.pth',
+        teacher_ckpt='work_dirs/clip4clip_toy-videos/epoch_20.pth',
         teacher=_base_.teacher,
         **_base_.subcloning,
     ),

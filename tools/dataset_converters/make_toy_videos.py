@@ -26,7 +26,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('out', help='folder to write')
-    parser.add_argument('--num-train', type=int, default=1000, metavar='N')
+    parser.add_argument('--num-train', type=int, default=2000, metavar='N')
     parser.add_argument('--num-test', type=int, default=200, metavar='N')
     parser.add_argument('--num-frames', type=int, default=12, metavar='N')
     parser.add_argument('--size', type=int, default=32, metavar='PIXELS')

@@ -1,11 +1,19 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""The quickstart: a small arena of one teacher and its students."""
+"""The quickstarts: small arenas of one teacher and its students."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
-from transmamba_mm.arena import Contestant, Grid, run_grid, write_report
+from transmamba_mm.arena import (
+    Contestant,
+    Grid,
+    read_grid,
+    run_grid,
+    write_report,
+)
+from transmamba_mm.datasets.toy_videos import make_toy_videos
 
 from .model_hub import find_model_index
 
@@ -21,6 +29,8 @@ STUDENTS = {
 }
 #: What the last line of the output holds.
 REPORTED = ('teacher', 'scratch', 'logits_kd', 'subclone_only', 'transmamba')
+#: Where the configs look for the toy videos.
+TOY_VIDEOS = 'data/toy_videos'
 
 
 def _epochs(number: int) -> dict[str, int]:
@@ -42,10 +52,7 @@ def make_grid(
     Returns:
         Grid: The grid.
     """
-    index = find_model_index()
-    if index is None:
-        raise FileNotFoundError('no configs: reinstall transmamba_mm')
-    path = f'{index.parent}/configs/quickstart/{{}}.py'.format
+    path = f'{_configs()}/quickstart/{{}}.py'.format
     own = _epochs(teacher_epochs)
     students = [
         Contestant(name, path(config), needs=needs)
@@ -63,10 +70,28 @@ def make_grid(
     )
 
 
+def make_retrieval_grid(seeds: int = 3) -> Grid:
+    """What is compared on toy videos, see ``configs/arena/toy_videos.py``.
+
+    Args:
+        seeds (int): Runs of each student; the teacher has one.
+
+    Returns:
+        Grid: The grid.
+    """
+    root = _configs()
+    grid = read_grid(str(root / 'arena' / 'toy_videos.py'), seeds)
+    contestants = [
+        replace(each, config=str(root.parent / each.config))
+        for each in grid.contestants
+    ]
+    return replace(grid, contestants=contestants)
+
+
 def quickstart(
     out_dir: Optional[str] = None, workers: Optional[int] = None, **settings
 ) -> dict[str, float]:
-    """Runs everything, prints the table and writes the figures.
+    """Runs everything on digits, prints the table and writes the figures.
 
     Args:
         out_dir (str, optional): Where everything goes; what is finished
@@ -81,12 +106,55 @@ def quickstart(
     Raises:
         SystemExit: If a run failed.
     """
+    print("Arena on scikit-learn's digits", flush=True)
+    found = _run(make_grid(**settings), 'quickstart', out_dir, workers)
+    return {name: found[name] for name in REPORTED}
+
+
+def quickstart_retrieval(
+    out_dir: Optional[str] = None,
+    workers: Optional[int] = None,
+    seeds: int = 3,
+    data: str = TOY_VIDEOS,
+) -> dict[str, float]:
+    """Likewise on toy videos, which are made first.
+
+    Args:
+        out_dir (str, optional): See :func:`quickstart`; below
+            ``work_dirs/quickstart-retrieval``.
+        workers (int, optional): See :func:`~transmamba_mm.arena.run_grid`.
+        seeds (int): See :func:`make_retrieval_grid`.
+        data (str): Folder of the videos. Defaults to that of the configs.
+
+    Returns:
+        dict[str, float]: Mean recall at 1 in percent, text to video.
+
+    Raises:
+        SystemExit: If a run failed.
+    """
+    print(f'Arena on toy videos, made in {data}', flush=True)
+    make_toy_videos(data)
+    grid = make_retrieval_grid(seeds)
+    return _run(grid, 'quickstart-retrieval', out_dir, workers)
+
+
+def _configs() -> Path:
+    """The folder of the configs, of the package or of the repository."""
+    index = find_model_index()
+    if index is None:
+        raise FileNotFoundError('no configs: reinstall transmamba_mm')
+    return index.parent / 'configs'
+
+
+def _run(
+    grid: Grid, name: str, out_dir: Optional[str], workers: Optional[int]
+) -> dict[str, float]:
     if out_dir is None:
-        out_dir = f'work_dirs/quickstart/{time.strftime("%Y%m%d_%H%M%S")}'
-    folder, grid = Path(out_dir).resolve(), make_grid(**settings)
-    print(f"Arena on scikit-learn's digits; logs in {folder}", flush=True)
+        out_dir = f'work_dirs/{name}/{time.strftime("%Y%m%d_%H%M%S")}'
+    folder = Path(out_dir).resolve()
+    print(f'Logs in {folder}', flush=True)
     failed = run_grid(grid, folder, workers)
     if failed:
         raise SystemExit(f'no result: {", ".join(failed)}; see above')
-    top1 = write_report(grid, folder)['contestants']
-    return {name: round(top1[name]['mean'], 2) for name in REPORTED}
+    found = write_report(grid, folder)['contestants']
+    return {name: round(row['mean'], 2) for name, row in found.items()}

@@ -1,8 +1,8 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """A small corpus of real video files in which time decides what is shown.
 
-In each clip two coloured shapes move, one after the other; both are visible
-all the time. A caption tells colours, shapes, directions and their order. A
+In each clip two coloured shapes move, one after the other; the one that moves
+is seen. A caption tells colours, shapes, directions and their order. A
 clip played backwards shows the same frames and has another caption, and the
 test has both: by single frames they cannot be told apart. And in each test
 clip is a colour of a shape that no training clip has.
@@ -154,15 +154,14 @@ def render(
     frames = []
     for i in range(num_frames):
         image = np.broadcast_to(background, (size, size, 3)).copy()
-        # The one that moves is in front.
-        for which in (1, 0) if times[i] < turn else (0, 1):
-            event, radius = story[which], radii[which]
-            along = np.clip(progress[which][i], 0, 1) - 0.5
-            step = np.array(MOTIONS[event.motion])
-            place = 0.5 + step * along * (0.94 - 2 * radius)
-            place[step == 0] = lanes[which]
-            cover = _cover(event.shape, *place, radius, size)[..., None]
-            image += cover * (COLOURS[event.colour] - image)
+        which = int(times[i] >= turn)
+        event, radius = story[which], radii[which]
+        along = progress[which][i] - 0.5
+        step = np.array(MOTIONS[event.motion])
+        place = 0.5 + step * along * (0.94 - 2 * radius)
+        place[step == 0] = lanes[which]
+        cover = _cover(event.shape, *place, radius, size)[..., None]
+        image += cover * (COLOURS[event.colour] - image)
         image += draw.normal(0, 4, image.shape)
         frames.append(image.clip(0, 255).astype(np.uint8))
     return frames
@@ -186,7 +185,7 @@ def _cover(
 
 def make_toy_videos(
     out: Union[str, Path],
-    num_train: int = 1000,
+    num_train: int = 2000,
     num_test: int = 200,
     num_frames: int = 12,
     size: int = 32,
@@ -201,7 +200,7 @@ def make_toy_videos(
 
     Args:
         out (str | Path): The folder.
-        num_train (int): Clips to train on. Defaults to 1000.
+        num_train (int): Clips to train on. Defaults to 2000.
         num_test (int): Clips to test on. Defaults to 200.
         num_frames (int): Frames of each, at 8 per second. Defaults to 12.
         size (int): Width and height in pixels, even. Defaults to 32.

@@ -1,6 +1,6 @@
 """Toy videos of ``tools/dataset_converters/make_toy_videos.py``.
 
-1,000 clips of 12 frames with four captions each to train on, 200 to test on,
+2,000 clips of 12 frames with four captions each to train on, 200 to test on,
 32 pixels; 8 frames of each are seen.
 """
 

@@ -1,4 +1,4 @@
-"""AdamW with cosine decay, 15 epochs."""
+"""AdamW with cosine decay, 10 epochs."""
 
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
@@ -11,11 +11,11 @@ param_scheduler = [
         eta_min=1e-5,
         by_epoch=True,
         begin=0,
-        end=15,
+        end=10,
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=15, val_interval=5)
+train_cfg = dict(by_epoch=True, max_epochs=10, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 auto_scale_lr = dict(base_batch_size=50)
