@@ -4,6 +4,8 @@
 32 pixels; 8 frames of each are seen.
 """
 
+data_preprocessor = dict(mean=[60.0] * 3, std=[60.0] * 3)
+
 _root = 'data/toy_videos/'
 _clip = dict(type='transmamba.LoadVideo', max_frames=8, fps=None)
 _texts = [

@@ -2,7 +2,6 @@
 
 model = dict(
     type='transmamba.VideoTextRetriever',
-    data_preprocessor=dict(mean=[60.0] * 3, std=[60.0] * 3),
     backbone=dict(
         type='transmamba.VideoMamba',
         arch=dict(

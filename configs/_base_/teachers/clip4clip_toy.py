@@ -8,7 +8,6 @@ _text_encoder = dict(
 )
 teacher = dict(
     type='transmamba.VideoTextRetriever',
-    data_preprocessor=dict(mean=[60.0] * 3, std=[60.0] * 3),
     backbone=dict(
         type='transmamba.PerFrame',
         model=dict(
