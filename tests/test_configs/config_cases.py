@@ -25,6 +25,7 @@ LARGE = [
     name for name in ALL if not name.startswith(('quickstart/', 'retrieval/'))
 ]
 RETRIEVAL = [name for name in ALL if name.startswith('retrieval/')]
+TOY_VIDEOS = [name for name in ALL if 'toy-videos' in name]
 DISTILLED = [name for name in LARGE if '/transmamba_' in name]
 PLAIN = [name for name in LARGE if name not in DISTILLED]
 #: Recipes of the models' authors; all others have TransMamba's settings.

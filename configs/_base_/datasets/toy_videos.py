@@ -7,8 +7,8 @@
 data_preprocessor = dict(mean=[60.0] * 3, std=[60.0] * 3)
 
 _root = 'data/toy_videos/'
-_clip = dict(type='transmamba.LoadVideo', max_frames=8, fps=None)
-_texts = [
+test_pipeline = [
+    dict(type='transmamba.LoadVideo', max_frames=8, fps=None),
     dict(
         type='transmamba.TokenizeText',
         tokenizer=dict(
@@ -19,6 +19,7 @@ _texts = [
     ),
     dict(type='transmamba.PackVideoText'),
 ]
+train_pipeline = test_pipeline
 _data = dict(
     type='transmamba.VideoTextDataset',
     data_root=_root,
@@ -32,9 +33,7 @@ train_dataloader = dict(
     dataset=dict(
         type='transmamba.FractionDataset',
         fraction=1.0,
-        dataset=dict(
-            **_data, ann_file='train.json', pipeline=[_clip, *_texts]
-        ),
+        dataset=dict(**_data, ann_file='train.json', pipeline=train_pipeline),
     ),
     sampler=dict(type='DefaultSampler', shuffle=True),
 )
@@ -46,7 +45,7 @@ val_dataloader = dict(
         **_data,
         ann_file='test.json',
         test_mode=True,
-        pipeline=[_clip, *_texts],
+        pipeline=test_pipeline,
     ),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
