@@ -12,10 +12,18 @@ from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
+from transmamba_mm.datasets.toy_videos import vocabulary
+from transmamba_mm.models.clip import tokenizer
+
 
 @pytest.mark.parametrize('name', ALL)
-def test_types_of_the_data_exist_without_data(name):
+def test_types_of_the_data_exist_without_data(name, tmp_path, monkeypatch):
     cfg = read(name)
+    # Of a tokenizer, the vocabulary belongs to the data.
+    (tmp_path / 'merges.txt').write_text(vocabulary())
+    monkeypatch.setattr(
+        tokenizer, 'find_vocabulary', lambda path: str(tmp_path / 'merges.txt')
+    )
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         dataset = cfg[loader].dataset
         while 'dataset' in dataset:

@@ -2,26 +2,24 @@
 
 _base_ = './msrvtt_224.py'
 
-_pipeline = [
-    dict(
-        _base_.train_dataloader.dataset.pipeline[0],
-        max_frames=64,
-        window=(0, 31),
-    ),
-    _base_.train_dataloader.dataset.pipeline[1],
-    dict(_base_.train_dataloader.dataset.pipeline[2], max_words=64),
-    _base_.train_dataloader.dataset.pipeline[3],
+_load, _frames, _tokens, _pack = _base_.test_pipeline
+test_pipeline = [
+    dict(_load, max_frames=64, window=(0, 31)),
+    _frames,
+    dict(_tokens, max_words=64),
+    _pack,
 ]
-_data = dict(
-    data_root='data/didemo/',
-    data_prefix=dict(video='clips'),
-    pipeline=_pipeline,
-)
+train_pipeline = test_pipeline
 
+_data = dict(data_root='data/didemo/', data_prefix=dict(video='clips'))
 train_dataloader = dict(
-    batch_size=16, dataset=dict(**_data, ann_file='didemo_train.json')
+    batch_size=16,
+    dataset=dict(
+        **_data, ann_file='didemo_train.json', pipeline=train_pipeline
+    ),
 )
 val_dataloader = dict(
-    batch_size=16, dataset=dict(**_data, ann_file='didemo_test.json')
+    batch_size=16,
+    dataset=dict(**_data, ann_file='didemo_test.json', pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader

@@ -3,52 +3,47 @@
 Twelve frames of one a second; an epoch has each of the 180,000 captions once.
 """
 
-_root = 'data/msrvtt/'
+data_preprocessor = dict(
+    mean=[122.771, 116.746, 104.094], std=[68.5, 66.632, 70.323]
+)
 
-
-def _pipeline(max_frames, max_words, window=None):
-    frame = [
-        dict(
-            type='ResizeEdge',
-            scale=224,
-            edge='short',
-            backend='pillow',
-            interpolation='bicubic',
-        ),
-        dict(type='CenterCrop', crop_size=224),
-    ]
-    return [
-        dict(
-            type='transmamba.LoadVideo',
-            max_frames=max_frames,
-            fps=1.0,
-            window=window,
-        ),
-        dict(type='transmamba.EachFrame', transforms=frame),
-        dict(
-            type='transmamba.TokenizeText',
-            tokenizer=dict(type='transmamba.CLIPTokenizer'),
-            max_words=max_words,
-        ),
-        dict(type='transmamba.PackVideoText'),
-    ]
-
+_frame = [
+    dict(
+        type='ResizeEdge',
+        scale=224,
+        edge='short',
+        backend='pillow',
+        interpolation='bicubic',
+    ),
+    dict(type='CenterCrop', crop_size=224),
+]
+test_pipeline = [
+    dict(type='transmamba.LoadVideo', max_frames=12, fps=1.0, window=None),
+    dict(type='transmamba.EachFrame', transforms=_frame),
+    dict(
+        type='transmamba.TokenizeText',
+        tokenizer=dict(type='transmamba.CLIPTokenizer'),
+        max_words=32,
+    ),
+    dict(type='transmamba.PackVideoText'),
+]
+train_pipeline = test_pipeline
 
 _data = dict(
     type='transmamba.VideoTextDataset',
-    data_root=_root,
+    data_root='data/msrvtt/',
     data_prefix=dict(video='videos'),
-    pipeline=_pipeline(max_frames=12, max_words=32),
-)
-
-data_preprocessor = dict(
-    mean=[122.771, 116.746, 104.094], std=[68.5, 66.632, 70.323]
 )
 train_dataloader = dict(
     batch_size=32,
     num_workers=8,
     persistent_workers=True,
-    dataset=dict(**_data, ann_file='train_9k.json', captions='each'),
+    dataset=dict(
+        **_data,
+        ann_file='train_9k.json',
+        captions='each',
+        pipeline=train_pipeline,
+    ),
     sampler=dict(type='DefaultSampler', shuffle=True),
     drop_last=True,
 )
@@ -56,7 +51,12 @@ val_dataloader = dict(
     batch_size=32,
     num_workers=8,
     persistent_workers=True,
-    dataset=dict(**_data, ann_file='test_JSFUSION.json', test_mode=True),
+    dataset=dict(
+        **_data,
+        ann_file='test_JSFUSION.json',
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
 val_evaluator = dict(type='transmamba.VideoTextRetrievalMetric')
