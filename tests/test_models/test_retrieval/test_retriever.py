@@ -161,6 +161,17 @@ def test_the_default_preprocessor_is_that_of_videos():
     assert torch.stack(list(found)).unique().tolist() == [2.0]
 
 
+def test_a_list_of_videos_becomes_a_batch():
+    """MMEngine's loaders give one unless told otherwise."""
+    model = build_random(mamba_cfg())
+    videos, samples = video_batch()
+    both = [
+        model.data_preprocessor(dict(inputs=inputs, data_samples=samples))
+        for inputs in (videos, list(videos))
+    ]
+    torch.testing.assert_close(both[0]['inputs'], both[1]['inputs'])
+
+
 def test_the_scale_is_held_at_100():
     model = build_random(clip4clip_cfg()).train()
     model.head.logit_scale.data.fill_(9.0)

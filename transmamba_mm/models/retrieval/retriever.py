@@ -42,9 +42,9 @@ class VideoTextRetriever(StrictPretrained, BaseModel):
             (N, C).
         head (dict): A :class:`MeanPooling` or another
             :class:`~transmamba_mm.contract.EmbeddingHead` with its methods.
-        data_preprocessor (dict, optional): Defaults to mmpretrain's
-            ``VideoDataPreprocessor`` of ``format_shape='NCTHW'``, whose
-            settings it may hold without a ``type``.
+        data_preprocessor (dict, optional): Defaults to a
+            :class:`StackedVideoDataPreprocessor`, whose settings it may hold
+            without a ``type``.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
     """
 
@@ -57,13 +57,8 @@ class VideoTextRetriever(StrictPretrained, BaseModel):
         init_cfg: Any = None,
     ) -> None:
         if not isinstance(data_preprocessor, nn.Module):
-            data_preprocessor = dict(
-                dict(
-                    type='mmpretrain.VideoDataPreprocessor',
-                    format_shape='NCTHW',
-                ),
-                **(data_preprocessor or {}),
-            )
+            kind = dict(type='transmamba.StackedVideoDataPreprocessor')
+            data_preprocessor = dict(kind, **(data_preprocessor or {}))
         super().__init__(data_preprocessor, init_cfg)
         self.backbone = MODELS.build(backbone)
         self.text_encoder = MODELS.build(text_encoder)
