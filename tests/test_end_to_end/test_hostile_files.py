@@ -186,6 +186,17 @@ def contents(folder):
     }
 
 
+@pytest.mark.parametrize('scheme', ['local', 'http'])
+def test_no_pointer_leads_to_code(project, monkeypatch, capsys, scheme):
+    write('system', 'run/hostile.pth')
+    args = ['train', 'toy.py', '--work-dir', 'run', '--resume']
+    with served(project) as url:
+        path = {'local': '', 'http': f'{url}/'}[scheme] + 'run/hostile.pth'
+        (project / 'run' / 'last_checkpoint').write_text(path)
+        line = refused(monkeypatch, capsys, *args)
+    assert 'hostile.pth' in line and 'holds more than data' in line
+
+
 @pytest.mark.parametrize('entry', ['load_from', 'resume', 'test'])
 def test_no_entry_takes_weights_that_are_no_numbers(
     project, monkeypatch, capsys, entry

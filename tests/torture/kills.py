@@ -13,6 +13,7 @@ files must be those of a run that nobody killed::
 
 import argparse
 import collections
+import gc
 import json
 import os
 import random
@@ -204,6 +205,7 @@ def main(argv=None):
     wanted, total = outcome(root / 'whole'), operations.total()
     assert len(wanted['evaluations']) == EPOCHS
     failures, kills = [], 0
+    gc.freeze()  # what is imported is no garbage, in no child
     for at in range(1, total + 1, args.every):
         folder = root / f'at{at}'
         killed, _ = in_child(folder, at)
