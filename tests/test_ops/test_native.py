@@ -35,6 +35,7 @@ def test_there_is_a_compiler_where_tests_run():
 def load_elsewhere(monkeypatch, tmp_path):
     """Load as in a fresh process, from nowhere but a cache in tmp_path."""
     monkeypatch.setattr(build, 'LIBRARY', 'elsewhere.so')
+    monkeypatch.setattr(build, 'FLAGS', ('-O0', *build.FLAGS[1:]))  # quick
     monkeypatch.setenv(library.CACHE_VARIABLE, str(tmp_path / 'cache'))
     monkeypatch.delenv('CXX', raising=False)
     return library.load.__wrapped__
