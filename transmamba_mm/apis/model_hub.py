@@ -12,7 +12,9 @@ Importing ``transmamba_mm`` is enough::
 A name gives the classifier that the config trains; of a distillation, that is
 the student alone. No config has pretrained weights; load your own with
 ``get_model(name, pretrained='path/to/student.pth')``, which
-``tools/export_student.py`` takes out of a distillation's checkpoint.
+``tools/export_student.py`` takes out of a distillation's checkpoint. The path
+of a config gives all that it states, of a distillation teacher and distiller
+as well, and takes the checkpoints of its runs as they are.
 """
 
 from functools import cache
