@@ -33,6 +33,9 @@ def main() -> None:
         type=int,
         help='concurrent runs, by default one per core, at most 4',
     )
+    parser.add_argument('--clips', type=int, default=2000, help='to train on')
+    parser.add_argument('--teacher-epochs', type=int, default=20)
+    parser.add_argument('--student-epochs', type=int, default=10)
     print(json.dumps(quickstart_retrieval(**vars(parser.parse_args()))))
 
 

@@ -51,3 +51,23 @@ def test_failed_run_ends_with_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, 'run_grid', lambda *_: ['teacher_seed0'])
     with pytest.raises(SystemExit, match='no result: teacher_seed0'):
         quickstart.quickstart(str(tmp_path), **SHORT)
+
+
+def test_retrieval_ends_with_json(tmp_path, monkeypatch):
+    pytest.importorskip('av')
+    pytest.importorskip('regex')
+    monkeypatch.chdir(tmp_path)
+    short = '--seeds 1 --teacher-epochs 1 --student-epochs 1 --clips 40'
+    tool = ForkedTool(
+        tmp_path,
+        'quickstart_retrieval',
+        *(*short.split(), '--workers', '1', '--out-dir', tmp_path / 'out'),
+    )
+    last = json.loads(tool.wait().splitlines()[-1])
+    grid = quickstart.make_retrieval_grid(1, 1, 1)
+    assert list(last) == [each.name for each in grid.contestants]
+    assert all(0 <= value <= 100 for value in last.values())
+    board = json.loads((tmp_path / 'out' / 'leaderboard.json').read_text())
+    assert board['metric'] == 't2v/R@1'
+    images = {x: row['images'] for x, row in board['contestants'].items()}
+    assert images.pop('teacher') == 40 and {*images.values()} == {10}

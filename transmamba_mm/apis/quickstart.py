@@ -70,22 +70,32 @@ def make_grid(
     )
 
 
-def make_retrieval_grid(seeds: int = 3) -> Grid:
+def make_retrieval_grid(
+    seeds: int = 3, teacher_epochs: int = 20, student_epochs: int = 10
+) -> Grid:
     """What is compared on toy videos, see ``configs/arena/toy_videos.py``.
 
     Args:
         seeds (int): Runs of each student; the teacher has one.
+        teacher_epochs (int): Epochs of the teacher.
+        student_epochs (int): Epochs of every student.
 
     Returns:
         Grid: The grid.
     """
     root = _configs()
     grid = read_grid(str(root / 'arena' / 'toy_videos.py'), seeds)
+    epochs = {'teacher': _epochs(teacher_epochs)}
     contestants = [
-        replace(each, config=str(root.parent / each.config))
+        replace(
+            each,
+            config=str(root.parent / each.config),
+            options={**epochs.get(each.name, {}), **each.options},
+        )
         for each in grid.contestants
     ]
-    return replace(grid, contestants=contestants)
+    options = {**grid.options, **_epochs(student_epochs)}
+    return replace(grid, contestants=contestants, options=options)
 
 
 def quickstart(
@@ -114,8 +124,8 @@ def quickstart(
 def quickstart_retrieval(
     out_dir: Optional[str] = None,
     workers: Optional[int] = None,
-    seeds: int = 3,
-    data: str = TOY_VIDEOS,
+    clips: int = 2000,
+    **settings,
 ) -> dict[str, float]:
     """Likewise on toy videos, which are made first.
 
@@ -123,8 +133,8 @@ def quickstart_retrieval(
         out_dir (str, optional): See :func:`quickstart`; below
             ``work_dirs/quickstart-retrieval``.
         workers (int, optional): See :func:`~transmamba_mm.arena.run_grid`.
-        seeds (int): See :func:`make_retrieval_grid`.
-        data (str): Folder of the videos. Defaults to that of the configs.
+        clips (int): Videos to train the teacher on; students have a quarter.
+        settings: See :func:`make_retrieval_grid`.
 
     Returns:
         dict[str, float]: Mean recall at 1 in percent, text to video.
@@ -132,9 +142,9 @@ def quickstart_retrieval(
     Raises:
         SystemExit: If a run failed.
     """
-    print(f'Arena on toy videos, made in {data}', flush=True)
-    make_toy_videos(data)
-    grid = make_retrieval_grid(seeds)
+    print(f'Arena on toy videos, made in {TOY_VIDEOS}', flush=True)
+    make_toy_videos(TOY_VIDEOS, num_train=clips)
+    grid = make_retrieval_grid(**settings)
     return _run(grid, 'quickstart-retrieval', out_dir, workers)
 
 

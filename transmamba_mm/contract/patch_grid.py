@@ -8,13 +8,13 @@ which files keep, and so does ``TimmClassifier``, which would drop it.
 
 import functools
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Optional
 
 from mmcv.cnn.bricks.transformer import PatchEmbed
-from mmpretrain.models import TimmClassifier
-from timm.layers import PatchEmbed as TimmPatchEmbed
+from mmpretrain.models import TIMMBackbone, TimmClassifier
 from torch import nn
 
 from .records import Grid
@@ -73,6 +73,29 @@ def _keep_notes(kind: type[nn.Module]) -> None:
     kind._remove_state_dict_prefix = staticmethod(rename_all)
 
 
+@functools.cache
+def _note_grids_of_timm() -> None:
+    from timm.layers import PatchEmbed
+
+    _note_grids(PatchEmbed, 'grid_size')
+
+
+def _note_when_built(kind: type[nn.Module]) -> None:
+    """Has timm's grids noted from when its first model is built on."""
+    build = kind.__init__
+
+    @functools.wraps(build)
+    def build_noting(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        _note_grids_of_timm()
+
+    kind.__init__ = build_noting
+
+
 _note_grids(PatchEmbed, 'init_out_size')
-_note_grids(TimmPatchEmbed, 'grid_size')
 _keep_notes(TimmClassifier)
+# timm is optional, and not imported in vain.
+if 'timm.layers' in sys.modules:
+    _note_grids_of_timm()
+for _kind in (TimmClassifier, TIMMBackbone):
+    _note_when_built(_kind)
