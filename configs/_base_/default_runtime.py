@@ -25,6 +25,8 @@ default_hooks = dict(
     # Checks losses that set in later before the first step, then logs
     # similarities and weights; idle without a distiller.
     distill_monitor=dict(type='transmamba.DistillMonitor', interval=100),
+    # Logs how many captions a retriever has seen; idle otherwise.
+    captions_seen=dict(type='transmamba.CaptionsSeenHook'),
 )
 
 env_cfg = dict(

@@ -92,10 +92,16 @@ def test_it_starts_from_the_teacher(whole, project):
     assert not first[COPIED].equal(last[COPIED])
 
 
+def lines_of(work_dir):
+    (log,) = work_dir.glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
 def test_losses_and_metrics_are_logged(whole):
-    (log,) = whole.parent.glob('*/vis_data/scalars.json')
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = lines_of(whole.parent)
     steps = [x for x in lines if 'loss' in x]
+    # A quarter of 24 videos, once in each epoch.
+    assert [x['captions_seen'] for x in steps] == [6, 12]
     assert 'distill.loss_mixer' in steps[0]
     assert {'student.loss', 'distill.loss_similarity'} <= steps[-1].keys()
     (*_, found) = (x for x in lines if 't2v/R@1' in x)
@@ -107,6 +113,8 @@ def test_a_resumed_run_ends_with_the_same_weights(whole, project):
     first = whole.parent / 'epoch_1.pth'
     resumed = state_of(train(project, 'resumed', '--resume', first))
     torch.testing.assert_close(resumed, state_of(whole), rtol=0, atol=0)
+    steps = [x for x in lines_of(project / 'resumed') if 'loss' in x]
+    assert [x['captions_seen'] for x in steps] == [12]
 
 
 def test_the_student_alone_gives_the_same_embeddings(whole, project):

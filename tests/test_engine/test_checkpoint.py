@@ -356,3 +356,17 @@ def test_permissions_are_the_usual_ones(tmp_path):
     (tmp_path / 'plain').write_bytes(b'')
     mode = stat.S_IMODE((tmp_path / 'plain').stat().st_mode)
     assert stat.S_IMODE((tmp_path / 'atomic').stat().st_mode) == mode
+
+
+@pytest.mark.parametrize(
+    ('key', 'rule'),
+    [
+        ('t2v/R@1', 'greater'),
+        ('v2t_dual_softmax/R@10', 'greater'),
+        ('t2v/MdR', 'less'),
+        ('v2t/MnR', 'less'),
+        ('accuracy/top1', 'greater'),
+    ],
+)
+def test_which_results_are_better_is_known(key, rule):
+    assert SafeCheckpointHook(save_best=key).rules == [rule]

@@ -32,7 +32,7 @@ _IDLE_KEYS = {
 }
 _IDLE_HOOKS = {
     *('timer', 'logger', 'checkpoint', 'visualization', 'bare_file'),
-    *('finite', 'precheck', 'distill_monitor'),
+    *('finite', 'precheck', 'distill_monitor', 'captions_seen'),
 }
 
 

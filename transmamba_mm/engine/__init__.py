@@ -1,6 +1,7 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Hooks and the optimizer's groups: the training engine."""
 
+from .captions import CaptionsSeenHook
 from .checkpoint import SafeCheckpointHook
 from .finite import FiniteHook, NonFiniteError
 from .hooks import BareFileHook, EpochSeedHook, seed_worker
@@ -10,6 +11,7 @@ from .teacher_cache import TeacherCacheHook
 
 __all__ = [
     'BareFileHook',
+    'CaptionsSeenHook',
     'EpochSeedHook',
     'FiniteHook',
     'MergedGroupsOptimWrapperConstructor',

@@ -105,6 +105,10 @@ class SafeCheckpointHook(CheckpointHook):
         NonFiniteError: Instead of saving NaN or infinite weights.
     """
 
+    # That ``save_best`` of a retrieval metric needs no ``rule``.
+    _default_greater_keys = [*CheckpointHook._default_greater_keys, 'R@']
+    _default_less_keys = [*CheckpointHook._default_less_keys, 'MdR', 'MnR']
+
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         for name in ('interval', 'max_keep_ckpts', 'save_begin'):

@@ -26,6 +26,7 @@ from transmamba_mm.datasets.inspect import (
 from transmamba_mm.distill import TransMambaDistill
 from transmamba_mm.distill.hooks import unwrapped
 from transmamba_mm.distill.untouched import untouched
+from transmamba_mm.evaluation import VideoTextRetrievalMetric
 from transmamba_mm.registry import DATASETS, HOOKS
 
 # Constructors whose options are known, and their options.
@@ -46,7 +47,7 @@ _PARAMWISE = (
     'norm_decay_mult',
     'role_decay_mult',
 )
-_METRICS = (Accuracy, SingleLabelMetric)
+_METRICS = (Accuracy, SingleLabelMetric, VideoTextRetrievalMetric)
 _MULTIPLES = ('decay_mult', 'lr_mult')
 # What turns everything around, or to nothing, from 0 down.
 _POSITIVE = (
