@@ -108,6 +108,36 @@ class LastStep(Hook):
             next(runner.model.parameters()).data[0] = float('nan')
 
 
+@pytest.mark.parametrize('hook', [FiniteHook(2), None])
+def test_iterations_are_counted_from_one_without_epochs(tmp_path, hook):
+    """By the loss of the next iteration, and by a checkpoint."""
+    settings = dict(
+        train_cfg=dict(by_epoch=False, max_iters=6),
+        default_hooks=dict(
+            checkpoint=dict(
+                type='transmamba.SafeCheckpointHook',
+                by_epoch=False,
+                interval=2,
+            )
+        ),
+    )
+    what = (
+        'loss is not finite at iteration 5 '
+        if hook
+        else (r'backbone.cls_token is not finite after iteration 4:')
+    )
+    with pytest.raises(NonFiniteError, match=what):
+        runner = tiny_runner(
+            tmp_path,
+            MODELS.build(tiny_teacher()),
+            custom_hooks=[hook, Diverge(5)] if hook else [LastStep()],
+            **settings,
+        )
+        runner.train()
+    saved = ['iter_2.pth', 'iter_4.pth'] if hook else ['iter_2.pth']
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == saved
+
+
 def test_weights_are_looked_at_after_an_epoch(tmp_path):
     message = r'parameter backbone.cls_token is not finite after iteration 4'
     with pytest.raises(NonFiniteError, match=message):

@@ -146,8 +146,9 @@ class SafeCheckpointHook(CheckpointHook):
         for name in non_finite(content):
             _, _, tensor = name.partition('.')
             if tensor.removeprefix('module.') not in self._infinite_before:
+                step = checkpoint['meta']['iter']
                 raise NonFiniteError(
-                    f'{name} is not finite after iteration {runner.iter}: '
+                    f'{name} is not finite after iteration {step}: '
                     f'nothing is saved, and the last checkpoint is kept'
                 )
 
