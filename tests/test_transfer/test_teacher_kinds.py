@@ -10,6 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from helpers import build, pmamba_cfg, randomise, vit_cfg
+from retrieval_models import vision_cfg
 
 from transmamba_mm.checkpoints import read_state_dict
 from transmamba_mm.contract import Teacher, TeacherError, read_teacher
@@ -158,6 +159,7 @@ def test_the_students_parts_add_what_the_teachers_do(kind):
     size = tuple(side * 4 for side in teacher.grid)
     ours = student(img_size=size)
     entries = subclone(ours, model)
+    assert not [x for x in entries.values() if x.differs]
     if 'overlap' in kind:
         size = (17, 17)
     images = torch.randn(2, 3, *size)
@@ -181,6 +183,77 @@ def test_the_students_parts_add_what_the_teachers_do(kind):
         assert 'BEiT' in kind or kind == 'timm DINOv3'
     first = seen['0.layer'][0][:, teacher.num_extra_tokens :]
     torch.testing.assert_close(embedded, first, **CLOSE)
+
+
+# ------------------------------------------------------ other functions
+
+
+def differences(ours, teacher):
+    plan = Subcloner(ours, read_teacher(teacher), importance='first').plan()
+    assert plan.to_dict()['differences'] == plan.differences
+    assert all(each in plan.table() for each in plan.differences)
+    noted = [x.name for x in plan.entries if x.differs and x.differs in x.note]
+    return plan.differences, noted
+
+
+NORMS = ['norm.weight', 'norm.bias', 'norm2.weight', 'norm2.bias']
+ALL_NORMS = [f'backbone.layers.{i}.{x}' for i in range(2) for x in NORMS]
+FINAL = ['backbone.ln1.weight', 'backbone.ln1.bias']
+
+
+@pytest.mark.parametrize('by_file', [False, True])
+def test_the_plan_names_norms_of_another_kind(by_file):
+    rms, ln = timm_vit('test_vit4'), timm_vit()
+    other = build(pmamba_cfg(norm_cfg=dict(type='transmamba.RMSNorm')), 2)
+    sources = [x.state_dict() if by_file else x for x in (rms, ln)]
+    (found,), noted = differences(student(), sources[0])
+    assert 'in the teacher, LayerNorm, eps 1e-06 in the student' in found
+    assert sorted(noted) == sorted(ALL_NORMS + FINAL)
+    # The final norm of this student is a LayerNorm at all events.
+    assert differences(other, sources[0])[1] == FINAL
+    assert differences(student(), sources[1]) == ([], [])
+    weights = [name for name in ALL_NORMS if name.endswith('weight')]
+    assert differences(other, sources[1])[1] == weights
+
+
+def test_an_eps_is_another_function_if_it_matters():
+    for eps, count in ((1e-5, 0), (1e-12, 0), (1e-2, 8)):
+        ours = build(pmamba_cfg(norm_cfg=dict(type='LN', eps=eps)), 2)
+        found, noted = differences(ours, timm_vit())
+        assert (len(found), len(noted)) == (count > 0, count)
+
+
+def test_the_plan_names_another_activation():
+    """CLIP's QuickGELU; the approximation by tanh is as good as GELU."""
+    names = [f'backbone.layers.{i}.ffn.layers.0.0' for i in range(2)]
+    expected = [f'{x}.{leaf}' for x in names for leaf in ('weight', 'bias')]
+    relu = timm_vit(act_layer=torch.nn.ReLU)
+    for model, value in ((build(vision_cfg()), '-0.154'), (relu, '0.000')):
+        (found,), noted = differences(student(), model)
+        assert f'its activation is f(-1) = {value}' in found
+        assert sorted(noted) == sorted(expected)
+    for act in ('gelu', 'gelu_tanh'):
+        assert differences(student(), timm_vit(act_layer=act)) == ([], [])
+
+
+@pytest.mark.parametrize('norm', ['rmsnorm', 'layernorm'])
+def test_the_hook_warns_of_what_the_model_of_a_file_computes(norm, tmp_path):
+    """The model knows what the file does not: LayerNorms without a bias."""
+    config = dict(
+        type='mmpretrain.TimmClassifier',
+        model_name='vit_tiny_patch16_224',
+        norm_layer=norm,
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+    )
+    path = str(tmp_path / 'teacher.pth')
+    torch.save(dict(build(config, 1).state_dict()), path)
+    hook = SubcloneInitializer(path, importance='first', teacher=config)
+    plan = hook.make_plan(student())
+    assert len(plan.differences) == (norm == 'rmsnorm')
 
 
 # --------------------------------------------------------------- refused

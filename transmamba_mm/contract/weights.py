@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transmamba_mm.checkpoints import LazyTensors
 
 from .families import TeacherError, find_transformer
+from .functions import Function, functions_of
 from .roles import split_role
 
 
@@ -31,6 +32,8 @@ class TeacherWeights:
             state dict, told the grid; else it is taken for square. Defaults
             to False.
         notes (dict[str, str]): Module role to why there is none.
+        functions (dict[str, Function]): Module role to what it computes, of
+            norms and FFNs, if known.
     """
 
     family: str
@@ -40,6 +43,7 @@ class TeacherWeights:
     known_grid: Optional[tuple[int, int]] = None
     grid_is_told: bool = False
     notes: dict[str, str] = field(default_factory=dict)
+    functions: dict[str, Function] = field(default_factory=dict)
 
     @property
     def layer_dims(self) -> tuple[int, ...]:
@@ -77,13 +81,20 @@ class TeacherWeights:
             )
         return self.known_grid
 
-    def on_grid_of(self, model: 'TeacherWeights') -> 'TeacherWeights':
-        """The same, with the grid of a model that has as many positions."""
+    def as_in(self, model: 'TeacherWeights') -> 'TeacherWeights':
+        """The same, with what a model for these tensors tells beside them.
+
+        Norms and activations if it has the same parameters, the grid if it
+        has as many positions.
+        """
+        told = self
+        if self.names.keys() == model.names.keys():
+            told = replace(self, functions=model.functions)
         ours, theirs = (x.tensors.get('pos_embed') for x in (self, model))
         if ours is None or theirs is None or ours.shape != theirs.shape:
-            return self
+            return told
         return replace(
-            self,
+            told,
             num_extra_tokens=model.num_extra_tokens,
             known_grid=model.known_grid,
             grid_is_told=model.grid_is_told,
@@ -103,9 +114,10 @@ def read_teacher(
 ) -> TeacherWeights:
     """Recognises a Transformer and names its tensors by role.
 
-    A model tells more than its tensors do: the classes of its layers, and
-    the grid of its position embedding. A state dict made while this package
-    is imported notes the grid; of others, it is taken for square.
+    A model tells more than its tensors do: the classes of its layers, what
+    its norms and FFNs compute, and the grid of its position embedding.
+    A state dict made while this package is imported notes the grid; of
+    others, it is taken for square.
 
     Args:
         teacher (nn.Module | Mapping[str, Tensor]): A teacher, or its state
@@ -164,6 +176,7 @@ def read_teacher(
         grid,
         told is not None,
         {'head': found.head(state, modules)[1]},
+        functions_of(names, modules),
     )
 
 

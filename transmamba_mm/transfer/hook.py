@@ -212,6 +212,8 @@ class SubcloneInitializer(Hook):
             ):
                 module.take(self.plan.kept)
         runner.logger.info(f'weight subcloning: {self.plan.summary()}')
+        for difference in self.plan.differences:
+            runner.logger.warning(f'weight subcloning: {difference}')
         if is_main_process():
             path = osp.join(runner.work_dir, 'transfer_plan.json')
             self.plan.dump(path)
@@ -313,7 +315,7 @@ class SubcloneInitializer(Hook):
         weights = read_teacher(read_state_dict(self.teacher_ckpt), name)
         if teacher is not None:
             with suppress(TeacherError):  # it may be of another kind
-                weights = weights.on_grid_of(read_teacher(teacher, name))
+                weights = weights.as_in(read_teacher(teacher, name))
         return weights
 
     # ---------------------------------------------------------- measuring

@@ -6,6 +6,7 @@ from typing import Optional
 from torch import Tensor, nn
 
 from transmamba_mm.contract import MambaStudent, Student, TeacherWeights
+from transmamba_mm.contract.functions import functions_of
 from transmamba_mm.contract.layer_map import LayerMap, resolve_layer_map
 from transmamba_mm.contract.roles import INNER
 
@@ -47,6 +48,8 @@ class Pairing:
         backbone (MambaStudent): The student.
         roles (dict[str, str]): Roles of the model's parameters by name.
         why_no_role (Callable): Says of others why they have none.
+        functions (dict[str, Function]): What norms and FFNs of the student
+            compute, by role.
         teacher (TeacherWeights): The teacher.
         layers (list[int | None]): Teacher layer of each student layer.
         selections (dict[str, str]): What was selected, for the plan.
@@ -74,6 +77,10 @@ class Pairing:
         self.backbone: MambaStudent = found.backbone
         self.roles = found.roles()
         self.why_no_role = found.why_no_role
+        self.functions = functions_of(
+            {role: name for name, role in self.roles.items()},
+            dict(student.named_modules()),
+        )
         self.teacher = teacher
         self.early_layers = early_layers
         try:

@@ -39,6 +39,7 @@ class TransferEntry:
             (keeps its initialisation).
         source (str | None): Name of the source tensor.
         note (str): Why it is fresh, or how it was cut.
+        differs (str): What the teacher computes with it in another way.
         index (tuple[slice, ...] | None): The part of the student tensor
             that is written; None for all of it.
         value (Tensor | Callable | None): What is written there, or what
@@ -50,6 +51,7 @@ class TransferEntry:
     rule: str = 'fresh'
     source: Optional[str] = None
     note: str = ''
+    differs: str = ''
     index: Optional[tuple[slice, ...]] = None
     value: Union[Tensor, Callable[[], Tensor], None] = None
 
@@ -103,6 +105,20 @@ class TransferPlan:
     def coverage(self) -> float:
         """float: Copied share of the student's values, in percent."""
         return 100.0 * self.copied / max(self.total, 1)
+
+    @property
+    def differences(self) -> list[str]:
+        """list[str]: Where the student computes another function."""
+        found: dict[str, list[str]] = {}
+        for entry in self.entries:
+            if entry.differs and entry.value is not None:
+                found.setdefault(entry.differs, []).append(entry.name)
+        return [
+            f'{len(names)} copied tensors ({names[0]}, ...) serve another '
+            f'function: {what}. Give the student that of the teacher '
+            f'(norm_cfg for norms), or let it learn the difference'
+            for what, names in found.items()
+        ]
 
     @torch.no_grad()
     def apply(self, student: nn.Module) -> None:
@@ -159,6 +175,7 @@ class TransferPlan:
         lines.insert(1, '-' * max(map(len, lines)))
         for name, summary in self.selections.items():
             lines.append(f'{name}: {summary}')
+        lines += [f'differs: {each}' for each in self.differences]
         lines.append(self.summary())
         return '\n'.join(lines)
 
@@ -170,6 +187,7 @@ class TransferPlan:
             copied_values=self.copied,
             total_values=self.total,
             selections=self.selections,
+            differences=self.differences,
             tensors=[
                 dict(
                     name=entry.name,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from transmamba_mm.contract import TeacherWeights
 from transmamba_mm.contract.class_tokens import join_class_tokens
+from transmamba_mm.contract.functions import difference
 from transmamba_mm.contract.layer_map import LayerMap
 from transmamba_mm.contract.roles import (
     AXES,
@@ -247,6 +248,14 @@ class Subcloner:
             rule, notes = 'init', ['zero, as the teacher has none']
         entry.rule, entry.note = rule, ', '.join(notes)
         entry.source = self.pairing.teacher.names.get(source)
+        entry.differs = difference(
+            role,
+            self.pairing.teacher.functions,
+            source,
+            self.pairing.functions,
+        )
+        if entry.differs:
+            entry.note = ', '.join([*notes, entry.differs])
 
     def _fit_positions(
         self, value: Tensor, size: int
