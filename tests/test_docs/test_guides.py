@@ -48,6 +48,7 @@ def test_language_models_of_the_guide_run():
         if 'custom_hooks' not in block:
             exec(block, scope)
     assert scope['logits'].shape == (2, 4, 100)
+    assert scope['losses']['loss'] > 0 and len(scope['answers']) == 2
 
 
 def test_life_of_a_batch_names_what_exists():

@@ -8,19 +8,33 @@ from .backbones import (
 )
 from .clip import CLIPTextTower, CLIPTokenizer, CLIPVisionTower
 from .language import TransMambaLM
+from .multimodal import (
+    ByteTokenizer,
+    CausalTokenizer,
+    ImageSetDataPreprocessor,
+    MLPProjector,
+    TransformersCausalLM,
+    TransLlava,
+)
 from .necks import ClipDecoders
 from .retrieval import MeanPooling, SequenceTransformer, VideoTextRetriever
 
 __all__ = [
+    'ByteTokenizer',
     'CLIPTextTower',
     'CLIPTokenizer',
     'CLIPVisionTower',
+    'CausalTokenizer',
     'ClipDecoders',
+    'ImageSetDataPreprocessor',
+    'MLPProjector',
     'MambaBackbone',
     'MeanPooling',
     'PlainMamba',
     'SequenceTransformer',
+    'TransLlava',
     'TransMambaLM',
+    'TransformersCausalLM',
     'VMamba',
     'VideoMamba',
     'VideoTextRetriever',

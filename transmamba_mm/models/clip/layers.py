@@ -135,9 +135,21 @@ class CLIPTransformer(nn.Module):
         x: Tensor,
         causal: Optional[Tensor] = None,
         padding: Optional[Tensor] = None,
+        last: int = -1,
     ) -> Tensor:
-        """Runs all layers; see :meth:`ResidualAttentionBlock.forward`."""
-        for block in self.resblocks:
+        """Runs the layers; see :meth:`ResidualAttentionBlock.forward`.
+
+        Args:
+            x (Tensor): See there.
+            causal (Tensor, optional): See there.
+            padding (Tensor, optional): See there.
+            last (int): The last that is run, counted from the end if
+                negative. Defaults to -1, all.
+
+        Returns:
+            Tensor: (B, L, C).
+        """
+        for block in self.resblocks[: last % len(self.resblocks) + 1]:
             if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, causal, padding, use_reentrant=False)
             else:

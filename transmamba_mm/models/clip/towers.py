@@ -117,6 +117,9 @@ class CLIPVisionTower(CLIPTower):
         frozen_stages (int): See :class:`CLIPTower`. Defaults to -1.
         with_cp (bool): See :class:`CLIPTower`. Defaults to False.
         init_cfg (dict | list[dict], optional): See :class:`CLIPTower`.
+        out_layer (int, optional): The layer whose tokens are the output,
+            counted from the end if negative, such as LLaVA's -2. Defaults to
+            None: the output is the embedding.
 
     Raises:
         ValueError: If a setting is not supported.
@@ -146,8 +149,16 @@ class CLIPVisionTower(CLIPTower):
         frozen_stages: int = -1,
         with_cp: bool = False,
         init_cfg: Any = None,
+        out_layer: Optional[int] = None,
     ) -> None:
         super().__init__(arch, act, frozen_stages, with_cp, init_cfg)
+        depth = self.arch['num_layers']
+        if out_layer is not None and not -depth <= out_layer < depth:
+            raise ValueError(
+                f'out_layer is {out_layer}, but this CLIPVisionTower has '
+                f'{depth} layers'
+            )
+        self.out_layer = out_layer
         dims, patch = self.embed_dims, self.arch['patch_size']
         self.img_size = check_int('img_size', img_size)
         tokens = (img_size // patch) ** 2 + 1
@@ -184,7 +195,8 @@ class CLIPVisionTower(CLIPTower):
             x (Tensor): (B, 3, H, W), H and W being ``img_size``.
 
         Returns:
-            Tensor: (B, out_channels), not normalised.
+            Tensor: (B, out_channels), not normalised; with ``out_layer``
+            tokens (B, 1 + N, embed_dims), the class token first.
 
         Raises:
             ValueError: If the images are of another size.
@@ -199,6 +211,8 @@ class CLIPVisionTower(CLIPTower):
         classes = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([classes, x], dim=1)
         x = self.ln_pre(x + self.positional_embedding.to(x.dtype))
+        if self.out_layer is not None:
+            return self.transformer(x, last=self.out_layer)
         x = self.transformer(x)
         return self.ln_post(x[:, 0]) @ self.proj
 

@@ -2,7 +2,7 @@
 """Generation with a state of constant size: greedy, top-p and beam search."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Optional, Union
+from typing import Any, Optional, Protocol, Union
 
 import torch
 from torch import Tensor
@@ -10,13 +10,25 @@ from torch import Tensor
 from transmamba_mm.checks import check_int, check_number, check_positive
 
 from ..layers import MixerState
-from .transmamba_lm import TransMambaLM
 
 Ids = Union[int, Sequence[int], None]
 
 
+class Decoder(Protocol):
+    """What generation needs of a model; see ``TransMambaLM``."""
+
+    def __call__(self, **prompt: Any) -> Tensor:
+        """Logits (B, 1, V) with ``states`` and ``last_only=True``."""
+
+    def new_states(self, batch: int) -> list[MixerState]:
+        """The states before the first token."""
+
+    def step(self, tokens: Tensor, states: Sequence[MixerState]) -> Tensor:
+        """Logits (B, V) behind one more token of each sequence (B,)."""
+
+
 def _start(
-    model: TransMambaLM, prompt: dict[str, Any]
+    model: Decoder, prompt: dict[str, Any]
 ) -> tuple[Tensor, list[MixerState]]:
     """Reads the prompts; log-probabilities (B, V) of what follows."""
     mask = prompt.get('attention_mask')
@@ -65,7 +77,7 @@ def _sampler(
 
 @torch.no_grad()
 def stream(
-    model: TransMambaLM,
+    model: Decoder,
     *,
     max_new_tokens: int,
     eos_token_id: Ids = None,
@@ -122,7 +134,7 @@ def _likeliest(scores: Tensor) -> Tensor:
 
 
 def generate(
-    model: TransMambaLM,
+    model: Decoder,
     *,
     max_new_tokens: int,
     num_beams: int = 1,
@@ -168,7 +180,7 @@ def generate(
 
 @torch.no_grad()
 def _beam_search(
-    model: TransMambaLM,
+    model: Decoder,
     beams: int,
     length_penalty: float,
     max_new_tokens: int,

@@ -22,6 +22,7 @@ from transmamba_mm.registry import MODELS
 
 from ..layers import CrossMamba, GatedFFN, MambaMixer, MixerState
 from ..layers.norm import build_token_norm
+from .generation import generate
 
 _ARCH_KEYS = dict(
     embed_dims=check_int, num_layers=check_int, vocab_size=check_int
@@ -404,3 +405,14 @@ class TransMambaLM(MambaStudent, FreshStart):
         for block, state in zip(self.layers, states):
             x = block.step(x, state)
         return self.head(self.normalise(x))
+
+    def generate(self, **options: Any) -> Tensor:
+        """Generates the continuation of prompts.
+
+        Args:
+            **options: See :func:`~transmamba_mm.models.language.generate`.
+
+        Returns:
+            Tensor: New tokens (B, T), without the prompt.
+        """
+        return generate(self, **options)

@@ -1,0 +1,135 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Causal language models of transformers (the extra ``[vqa]``)."""
+
+from collections.abc import Mapping
+from typing import Any, Optional, Union
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from transmamba_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class TransformersCausalLM(BaseModule):
+    """A language model of transformers, with the interface of ours.
+
+    Args:
+        name_or_path (str | dict): Folder of the model, or its name on the
+            hub; or its config, with ``model_type``, for a model without
+            weights. Weights are read from safetensors alone.
+        load_pretrained (bool): Whether to load the weights; else they are
+            drawn, to be loaded later or trained. Defaults to True.
+        dtype (str): Of the parameters, e.g. ``'bfloat16'``. Defaults to
+            ``'float32'``.
+
+    Raises:
+        ValueError: If the file lacks weights of the model, or there is no
+            file to load.
+    """
+
+    def __init__(
+        self,
+        name_or_path: Union[str, Mapping],
+        load_pretrained: bool = True,
+        dtype: str = 'float32',
+    ) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        super().__init__()
+        kind = getattr(torch, dtype)
+        if load_pretrained:
+            if not isinstance(name_or_path, str):
+                raise ValueError(
+                    'a config has no weights to load: give the folder of a '
+                    'model as name_or_path, or set load_pretrained=False'
+                )
+            self.model, found = AutoModelForCausalLM.from_pretrained(
+                name_or_path,
+                torch_dtype=kind,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            lacking = sorted(map(str, found['missing_keys']))
+            if lacking:
+                raise ValueError(
+                    f'{name_or_path!r} has no weights for '
+                    f'{", ".join(lacking[:3])} ({len(lacking)} tensors)'
+                )
+            return
+        if isinstance(name_or_path, str):
+            config = AutoConfig.from_pretrained(name_or_path)
+        else:
+            config = AutoConfig.for_model(**name_or_path)
+        self.model = AutoModelForCausalLM.from_config(config).to(kind)
+
+    def init_weights(self) -> None:
+        """Does nothing: transformers draws or loads what it builds."""
+
+    @property
+    def embed_tokens(self) -> nn.Embedding:
+        """nn.Embedding: The embedding of its tokens."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def vocab_size(self) -> int:
+        """int: Size of the vocabulary V."""
+        return self.embed_tokens.num_embeddings
+
+    def forward(
+        self,
+        input_ids: Optional[Tensor] = None,
+        attention_mask: Optional[Tensor] = None,
+        inputs_embeds: Optional[Tensor] = None,
+        image_mask: Optional[Tensor] = None,
+        question_mask: Optional[Tensor] = None,
+    ) -> Tensor:
+        """Scores the next token at each place.
+
+        Args:
+            input_ids (Tensor, optional): Token ids (B, L); these or
+                ``inputs_embeds``.
+            attention_mask (Tensor, optional): (B, L), 0 on padding. Defaults
+                to None: there is none.
+            inputs_embeds (Tensor, optional): Embedded tokens (B, L, C).
+            image_mask (Tensor, optional): Read by Cross-Mamba, not here.
+            question_mask (Tensor, optional): Read by Cross-Mamba, not here.
+
+        Returns:
+            Tensor: Logits (B, L, V).
+        """
+        if attention_mask is not None:
+            attention_mask = attention_mask.long()
+        found = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            use_cache=False,
+        )
+        return found.logits
+
+    def generate(
+        self,
+        *,
+        attention_mask: Optional[Tensor] = None,
+        image_mask: Optional[Tensor] = None,
+        question_mask: Optional[Tensor] = None,
+        **options: Any,
+    ) -> Tensor:
+        """Generates the continuation of prompts.
+
+        Args:
+            attention_mask (Tensor, optional): (B, L), 0 on padding, which
+                must be on the left.
+            image_mask (Tensor, optional): See :meth:`forward`.
+            question_mask (Tensor, optional): See :meth:`forward`.
+            **options: The prompt as ``inputs_embeds`` and options of
+                transformers' ``generate``.
+
+        Returns:
+            Tensor: New tokens (B, T), without the prompt.
+        """
+        if attention_mask is not None:
+            attention_mask = attention_mask.long()
+        return self.model.generate(attention_mask=attention_mask, **options)
