@@ -17,6 +17,7 @@ from mmpretrain.models import ImageClassifier
 from transmamba_mm.apis import model_hub
 from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.distill import TransMambaDistill
+from transmamba_mm.models import VideoTextRetriever
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +33,8 @@ def test_every_name_of_the_index_is_listed_beside_mmpretrains():
     assert 'deit-tiny_4xb256_in1k' in listed
     assert 'plainmamba-l1_8xb256-300e_imagenet1k' in list_models('plainmamba')
     assert set(list_models('*pmamba*', task='Image Classification')) <= names
+    videos = list_models('*toy-videos', task='Text-To-Video Retrieval')
+    assert len(videos) == 4 and set(videos) <= names
 
 
 def test_a_plain_student_classifies_a_picture():
@@ -48,6 +51,15 @@ def test_a_plain_student_classifies_a_picture():
     result = inference_model(model, picture)
     assert len(result['pred_scores']) == 100
     assert result['pred_class'] in model._dataset_meta['classes']
+
+
+def test_a_distillation_of_retrievers_gives_its_student():
+    model = get_model('transmamba_clip4clip_videomamba_toy-videos')
+    assert type(model) is VideoTextRetriever
+    assert model.data_preprocessor.mean.unique().tolist() == [60.0]
+    with torch.no_grad():
+        video, frames = model(torch.rand(1, 3, 8, 32, 32))
+    assert (video.shape, frames.shape) == ((1, 64), (1, 8, 64))
 
 
 def test_options_and_a_checkpoint_reach_the_model(tmp_path):

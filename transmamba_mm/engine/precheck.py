@@ -29,6 +29,8 @@ from transmamba_mm.distill.untouched import untouched
 from transmamba_mm.evaluation import VideoTextRetrievalMetric
 from transmamba_mm.registry import DATASETS, HOOKS
 
+from .captions import check_tokens
+
 # Constructors whose options are known, and their options.
 _CONSTRUCTORS = (
     'DefaultOptimWrapperConstructor',
@@ -77,7 +79,7 @@ class PreCheckHook(Hook):
     It compares the classes of the datasets with each other and with those of
     a teacher whose scores count, labels with the head, and the keys of
     ``paramwise_cfg`` with the parameters; videos have to be there, and made
-    alike. And it takes the first batch
+    alike, and captions fit the text towers. And it takes the first batch
     through the evaluation, which would come after an epoch. It changes
     nothing.
 
@@ -96,6 +98,7 @@ class PreCheckHook(Hook):
         try:
             check_classes(datasets)
             check_videos(datasets)
+            check_tokens(datasets, model)
         except ValueError as error:
             raise PreCheckError(str(error)) from error
         _check_labels(datasets, runner.cfg.get('model'))
