@@ -4,13 +4,15 @@
 import copy
 from typing import Optional
 
-from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from transmamba_mm.datasets.inspect import parts_of
-from transmamba_mm.datasets.skipping import file_of, find_unreadable
-from transmamba_mm.datasets.transforms import LoadVideo
+from transmamba_mm.datasets.skipping import (
+    files_of,
+    find_unreadable,
+    loaders_of,
+)
 from transmamba_mm.registry import DATASETS
 
 
@@ -35,16 +37,12 @@ def find_unreadable_samples(
         if not loader.get('dataset'):
             continue
         for part in parts_of(DATASETS.build(copy.deepcopy(loader.dataset))):
-            loads = [
-                transform
-                for transform in part.pipeline.transforms
-                if isinstance(transform, (LoadImageFromFile, LoadVideo))
-            ]
+            loads = loaders_of(part.pipeline)
             if not loads:
                 continue  # its images are in memory
             infos = (part.get_data_info(i) for i in range(len(part)))
-            paths = [x for x in map(file_of, infos) if x not in seen]
-            paths = list(dict.fromkeys(paths))
+            paths = [path for info in infos for path in files_of(info)]
+            paths = [x for x in dict.fromkeys(paths) if x not in seen]
             seen.update(paths)
             bad.update(find_unreadable(paths, loads[0], workers))
     return bad, len(seen)

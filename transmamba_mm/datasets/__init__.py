@@ -2,12 +2,14 @@
 from . import transforms
 from .digits import Digits
 from .fraction import fraction_dataset
+from .llava import LLaVAInstructDataset
 from .seeded_augment import SeededAugment
 from .skipping import skipping_dataset
 from .video_text import VideoTextDataset
 
 __all__ = [
     'Digits',
+    'LLaVAInstructDataset',
     'SeededAugment',
     'VideoTextDataset',
     'fraction_dataset',

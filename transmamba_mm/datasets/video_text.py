@@ -2,27 +2,21 @@
 """Videos with captions."""
 
 import os.path as osp
-from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
-import torch
-from mmengine.dataset import BaseDataset
-from mmengine.logging import print_log
 
-from transmamba_mm.checks import UnreadableFileError, check_bool
+from transmamba_mm.checks import check_bool
 from transmamba_mm.registry import DATASETS
 
-from .skipping import find_unreadable
-from .transforms import LoadVideo, UnreadableVideoError
+from .skipping import SkipsUnreadable, tell_skipped
 from .video_files import clip_settings, match_videos, read_captions
 
 _CAPTIONS = ('random', 'each', 'all')
-_SHOWN = 3
 
 
 @DATASETS.register_module()
-class VideoTextDataset(BaseDataset):
+class VideoTextDataset(SkipsUnreadable):
     """Videos with captions, for retrieval.
 
     A sample has ``video_path``, ``video_id`` (its name in the annotations)
@@ -71,37 +65,15 @@ class VideoTextDataset(BaseDataset):
             raise ValueError(
                 f"captions must be 'random', 'each' or 'all', got {captions!r}"
             )
-        if on_error not in ('error', 'skip'):
-            raise ValueError(
-                f"on_error must be 'error' or 'skip', got {on_error!r}"
-            )
         self.captions = captions
         self.paragraph = check_bool('paragraph', paragraph)
-        self.on_error = on_error
-        self._unreadable = torch.zeros(0, dtype=torch.bool)
         super().__init__(
             ann_file=ann_file,
             data_prefix=dict(data_prefix or dict(video='')),
             test_mode=test_mode,
+            on_error=on_error,
             **kwargs,
         )
-
-    @property
-    def num_skipped(self) -> int:
-        """int: Samples found to be unreadable so far, by all workers."""
-        return int(self._unreadable.sum())
-
-    def full_init(self) -> None:
-        """Reads the annotations; in test mode with ``'skip'`` the videos."""
-        if self._fully_initialized:
-            return
-        super().full_init()
-        if self.test_mode and self.on_error == 'skip':
-            self._leave_out_unreadable()
-        # Shared with the workers of the dataloader.
-        self._unreadable = self._unreadable.new_zeros(
-            len(self)
-        ).share_memory_()
 
     def load_data_list(self) -> list[dict]:
         """Returns one dict per sample."""
@@ -111,7 +83,8 @@ class VideoTextDataset(BaseDataset):
         self._metainfo['clips'] = clip_settings(folder)
         missing = [name for name, path in paths.items() if path is None]
         if missing and self.on_error == 'skip':
-            _tell(f'missing in {folder}', missing, len(paths))
+            what = f'videos are missing in {folder}'
+            tell_skipped(missing, len(paths), what)
             captions = {x: y for x, y in captions.items() if paths[x]}
         return [
             dict(
@@ -128,59 +101,10 @@ class VideoTextDataset(BaseDataset):
             )
         ]
 
-    def prepare_data(self, idx: int) -> Any:
-        """A sample through the pipeline; None where another is to be taken.
-
-        Raises:
-            UnreadableVideoError: If its video cannot be decoded and is not
-                to be skipped, or none can.
-        """
-        if self._unreadable[idx]:
-            return None
+    def draw(self, idx: int) -> dict:
+        """A sample, with one caption where they are drawn."""
         info = self.get_data_info(idx)
         if self.captions == 'random':
             texts = info['texts']
             info['texts'] = [texts[np.random.randint(len(texts))]]
-        try:
-            return self.pipeline(info)
-        except UnreadableFileError as error:
-            if self.on_error == 'error' or self.test_mode:
-                raise
-            self._unreadable[idx] = True
-            if self._unreadable.all():
-                raise UnreadableVideoError(
-                    f'none of the {len(self)} samples can be read, at last: '
-                    f'{error}'
-                ) from error
-            print_log(
-                f'skipped, {self.num_skipped} of {len(self)} samples so far: '
-                f'{error}',
-                logger='current',
-                level=30,
-            )
-        return None
-
-    def _leave_out_unreadable(self) -> None:
-        loads = [
-            transform
-            for transform in self.pipeline.transforms
-            if isinstance(transform, LoadVideo)
-        ]
-        paths = [self.get_data_info(i)['video_path'] for i in range(len(self))]
-        bad = {}
-        for load in loads:
-            bad.update(find_unreadable(list(dict.fromkeys(paths)), load))
-        if bad:
-            told = [f'{path} ({reason})' for path, reason in bad.items()]
-            _tell('not to be decoded', told, len(set(paths)))
-            self.get_subset_([i for i, x in enumerate(paths) if x not in bad])
-
-
-def _tell(what: str, names: Sequence[str], total: int) -> None:
-    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-    print_log(
-        f'{len(names)} of {total} videos are {what} and skipped: '
-        f'{", ".join(names[:_SHOWN])}{more}',
-        logger='current',
-        level=30,
-    )
+        return info

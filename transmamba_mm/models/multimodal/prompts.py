@@ -42,8 +42,7 @@ def turns_of(sample: BaseDataElement, num_images: int) -> list[Turn]:
     Args:
         sample (BaseDataElement): With ``turns``, or ``question`` and maybe
             ``gt_answer``, which is none where it is a list of several.
-        num_images (int): Images of the sample. Where no question has a place
-            for one, all stand before the first.
+        num_images (int): Images of the sample, see :func:`place_images`.
 
     Returns:
         list[Turn]: The turns.
@@ -53,6 +52,23 @@ def turns_of(sample: BaseDataElement, num_images: int) -> list[Turn]:
             the images.
     """
     turns = sample.get('turns') or _single_turn(sample)
+    return place_images(turns, num_images)
+
+
+def place_images(turns: Sequence[Turn], num_images: int) -> list[Turn]:
+    """Turns with a place for each image.
+
+    Args:
+        turns (Sequence[Turn]): The turns.
+        num_images (int): How many images there are. Where no question has a
+            place for one, all stand before the first.
+
+    Returns:
+        list[Turn]: The turns.
+
+    Raises:
+        ValueError: If the places are not as many as the images.
+    """
     places = sum(question.count(IMAGE) for question, _ in turns)
     if places == 0:
         first, answer = turns[0]
