@@ -1,6 +1,7 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """TransLlava: what it reads, learns from and answers."""
 
+import numpy as np
 import pytest
 import torch
 from llava_cases import (
@@ -13,8 +14,11 @@ from llava_cases import (
     config,
     pictures,
 )
+from mmengine.config import Config
+from mmpretrain.apis import VisualQuestionAnsweringInferencer
 from mmpretrain.structures import DataSample
 
+from transmamba_mm.datasets.transforms import PadToSquare
 from transmamba_mm.models.multimodal.merging import merge
 from transmamba_mm.models.multimodal.prompts import IMAGE_ID, PromptTemplate
 from transmamba_mm.registry import MODELS, TOKENIZER
@@ -401,3 +405,27 @@ def test_mistakes_of_samples():
     turns = [('a', None), ('b', 'c')]
     with pytest.raises(ValueError, match="no answer to 'a'"):
         model(images[2:], [DataSample(turns=turns)])
+
+
+def test_inferencer_of_mmpretrain():
+    """Images and questions give the answers of the model itself."""
+    model = build(double=False)
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='transmamba.PadToSquare'),
+        dict(type='Resize', scale=(16, 16)),
+        dict(type='PackInputs', algorithm_keys=['question']),
+    ]
+    model._config = Config(
+        dict(test_dataloader=dict(dataset=dict(pipeline=pipeline)))
+    )
+    inferencer = VisualQuestionAnsweringInferencer(model, device='cpu')
+    image = np.random.RandomState(0).randint(0, 256, (16, 12, 3), np.uint8)
+    questions = ['what?', 'and what?']
+    found = inferencer([image, image], questions, batch_size=2)
+    assert [x['question'] for x in found] == questions
+    square = PadToSquare()(dict(img=image))['img']
+    inputs = torch.from_numpy(square).permute(2, 0, 1)
+    data = dict(inputs=[inputs], data_samples=[DataSample(question='what?')])
+    (sample,) = model.test_step(data)
+    assert found[0]['pred_answer'] == sample.pred_answer
