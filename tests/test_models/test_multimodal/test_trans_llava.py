@@ -330,6 +330,24 @@ def test_weights_of_transformers(tmp_path):
         MODELS.build(path)
 
 
+def test_a_language_model_in_half_precision():
+    """It gets tokens of images, and gradients reach the projector."""
+    pytest.importorskip('transformers')
+    lang = dict(LANGUAGE_MODELS['llama'], dtype='bfloat16')
+    model = build('llama', double=False, lang_encoder=lang).train()
+    images, samples = batch(double=False)
+    loss = model.loss(images, samples)['loss']
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert model.projector.layers[0].weight.grad.abs().max() > 0
+    for change, text in (
+        (dict(dtype='half a one'), 'dtype must be'),
+        (dict(load_pretrained=True), 'a config has no weights'),
+    ):
+        with pytest.raises(ValueError, match=text):
+            MODELS.build(dict(lang, **change))
+
+
 def test_a_tokenizer_of_transformers(tmp_path):
     transformers = pytest.importorskip('transformers')
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -25,8 +25,8 @@ class TransformersCausalLM(BaseModule):
             ``'float32'``.
 
     Raises:
-        ValueError: If the file lacks weights of the model, or there is no
-            file to load.
+        ValueError: If the file lacks weights of the model, there is no file
+            to load, or no such ``dtype``.
     """
 
     def __init__(
@@ -38,7 +38,11 @@ class TransformersCausalLM(BaseModule):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         super().__init__()
-        kind = getattr(torch, dtype)
+        kind = getattr(torch, str(dtype), None)
+        if not isinstance(kind, torch.dtype):
+            raise ValueError(
+                f"dtype must be a name such as 'bfloat16', got {dtype!r}"
+            )
         if load_pretrained:
             if not isinstance(name_or_path, str):
                 raise ValueError(
