@@ -99,6 +99,25 @@ def test_resume_and_no_validate(project):
     assert (project / 'resumed/epoch_2.pth').exists()
 
 
+@pytest.mark.skipif(get_device() != 'cpu', reason='one GPU')
+def test_two_processes_evaluate_as_one_does_what_does_not_divide(project):
+    """Seven images in batches of three: none counts twice, none is lost."""
+    options = ['--cfg-options', 'test_dataloader.batch_size=3']
+    options += ['test_dataloader.dataset.indices=[0,1,2,3,4,5,7]']
+    found = []
+    for launch, ranks in ((), 0), (('--launcher', 'pytorch'), 2):
+        args = ['toy.py', 'work_dirs/toy/epoch_1.pth', *launch, *options]
+        args += ['--out', f'shards{ranks}.pkl']
+        log = ForkedTool(project, 'test', *args, ranks=ranks).wait()
+        (accuracy,) = set(re.findall(r'accuracy/top1: ([\d.]+)', log))
+        saved = pickle.loads((project / args[-1]).read_bytes())
+        found.append((accuracy, saved))
+    assert found[0][0] == found[1][0]
+    for one, two in zip(found[0][1], found[1][1], strict=True):
+        assert one['sample_idx'] == two['sample_idx']
+        assert one['pred_score'].equal(two['pred_score'])
+
+
 def test_predictions_with_tta(project):
     checkpoint = 'work_dirs/toy/epoch_1.pth'
     run_tool(
