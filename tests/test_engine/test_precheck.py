@@ -263,6 +263,32 @@ def test_test_data_may_be_elsewhere(tmp_path, folders):
     )
 
 
+class LateLabel(TinyPictures):
+    """A plain dataset of PyTorch's, the last label of which is 9."""
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        if index == len(self) - 1:
+            sample['data_samples'].set_gt_label(9)
+        return sample
+
+
+@pytest.mark.parametrize('kind', ['train', 'val'])
+def test_a_label_without_a_score_of_a_plain_dataset(tmp_path, kind):
+    loader = DataLoader(LateLabel(), batch_size=4, collate_fn=pseudo_collate)
+    evaluation = dict(
+        val_dataloader=loader,
+        val_cfg=dict(),
+        val_evaluator=dict(type='Accuracy'),
+    )
+    settings = evaluation if kind == 'val' else dict(train_dataloader=loader)
+    message = (
+        rf'{kind}_dataloader has the label 9 \(LateLabel\), but model.head'
+    )
+    with pytest.raises(PreCheckError, match=message):
+        train(tmp_path, tiny_student(), **settings)
+
+
 def test_a_label_without_a_score(tmp_path, folders):
     found = check(
         tmp_path / 'run',

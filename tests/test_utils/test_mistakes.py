@@ -154,6 +154,28 @@ def test_what_goes_wrong_later_keeps_its_traceback(base):
         run(base, ('custom_hooks', [dict(type='transmamba.Late')]))
 
 
+@HOOKS.register_module(force=True)
+class WrongState(Hook):
+    """As a checkpoint may hold it."""
+
+    def before_train(self, runner):
+        optimizer = runner.optim_wrapper.optimizer
+        for parameter in optimizer.param_groups[0]['params']:
+            optimizer.state[parameter]['momentum_buffer'] = torch.ones(7, 7)
+
+
+def test_a_first_step_after_several_iterations_is_explained(base):
+    wrapper = dict(base['optim_wrapper'], accumulative_counts=2)
+    wrapper['optimizer'] = dict(type='SGD', lr=0.05, momentum=0.9)
+    changes = [
+        ('optim_wrapper', wrapper),
+        ('custom_hooks', [dict(type='transmamba.WrongState')]),
+    ]
+    with pytest.raises(mistakes.UsageError, match=r'size of tensor') as error:
+        run(base, *changes)
+    assert '\n' not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [

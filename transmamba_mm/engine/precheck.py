@@ -3,14 +3,22 @@
 
 import copy
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from mmengine.dataset import BaseDataset
 from mmengine.dist import get_world_size
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.runner import EpochBasedTrainLoop, Runner, ValLoop, autocast
+from mmengine.runner import (
+    BaseLoop,
+    EpochBasedTrainLoop,
+    Runner,
+    ValLoop,
+    autocast,
+)
 from mmpretrain.evaluation import Accuracy, SingleLabelMetric
+from mmpretrain.structures import DataSample
 from torch import nn
 
 from transmamba_mm.checkpoints.files import lookup, read_checkpoint
@@ -22,6 +30,7 @@ from transmamba_mm.datasets.inspect import (
     classes_of,
     describe_difference,
     labels_of,
+    parts_of,
 )
 from transmamba_mm.distill import TransMambaDistill
 from transmamba_mm.distill.hooks import unwrapped
@@ -77,7 +86,8 @@ class PreCheckHook(Hook):
     """Checks what no step would show, before the first of them.
 
     It compares the classes of the datasets with each other and with those of
-    a teacher whose scores count, labels with the head, and the keys of
+    a teacher whose scores count, labels with the head (those of a dataset
+    that does not list them as they come, batch by batch), and the keys of
     ``paramwise_cfg`` with the parameters; videos have to be there, and made
     alike, and captions fit the text towers. And it takes the first batch
     through the evaluation, which would come after an epoch. It changes
@@ -101,13 +111,27 @@ class PreCheckHook(Hook):
             check_tokens(datasets, model)
         except ValueError as error:
             raise PreCheckError(str(error)) from error
-        _check_labels(datasets, runner.cfg.get('model'))
+        for name, dataset in datasets.items():
+            labels = labels_of(dataset)
+            _check_labels(name, dataset, labels, runner.cfg.get('model'))
         if isinstance(model, TransMambaDistill):
             _check_teachers(model, datasets['train_dataloader'])
         _check_paramwise(runner.cfg.get('optim_wrapper'), model)
         if isinstance(runner.val_loop, ValLoop):
             with untouched(model):
                 _evaluate_a_batch(runner)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Checks the labels of a dataset that tells none beforehand."""
+        _check_batch('train_dataloader', runner.train_loop, data_batch)
+
+    def before_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Likewise."""
+        _check_batch('val_dataloader', runner.val_loop, data_batch)
 
 
 def _check_length(runner: Runner) -> None:
@@ -177,7 +201,9 @@ def _datasets(runner: Runner) -> dict[str, Any]:
     return found
 
 
-def _check_labels(datasets: Mapping[str, Any], model: Any) -> None:
+def _check_labels(
+    name: str, dataset: Any, labels: Iterable[int], model: Any
+) -> None:
     """Refuses labels that the head has no score for."""
     if not isinstance(model, Mapping):
         return
@@ -186,15 +212,28 @@ def _check_labels(datasets: Mapping[str, Any], model: Any) -> None:
     classes = head.get('num_classes') if isinstance(head, Mapping) else None
     if not isinstance(classes, int):
         return
-    for name, dataset in datasets.items():
-        wrong = [x for x in labels_of(dataset) if not 0 <= x < classes]
-        if wrong:
-            raise PreCheckError(
-                f'{name} has the label {max(wrong)} '
-                f'({type(dataset).__name__}), but {path}.head has '
-                f'num_classes={classes}, labels 0 to {classes - 1}: set '
-                f'num_classes to that of the data'
-            )
+    wrong = [x for x in labels if not 0 <= x < classes]
+    if wrong:
+        raise PreCheckError(
+            f'{name} has the label {max(wrong)} '
+            f'({type(dataset).__name__}), but {path}.head has '
+            f'num_classes={classes}, labels 0 to {classes - 1}: set '
+            f'num_classes to that of the data'
+        )
+
+
+def _check_batch(name: str, loop: BaseLoop, batch: Any) -> None:
+    dataset = loop.dataloader.dataset
+    if all(isinstance(part, BaseDataset) for part in parts_of(dataset)):
+        return  # all labels were checked before
+    samples = lookup(batch, 'data_samples')
+    labels = [
+        sample.gt_label
+        for sample in (samples if is_sequence(samples) else ())
+        if isinstance(sample, DataSample) and 'gt_label' in sample
+    ]
+    labels = torch.cat(labels).tolist() if labels else ()
+    _check_labels(name, dataset, labels, loop.runner.cfg.get('model'))
 
 
 def _check_teachers(model: TransMambaDistill, dataset: Any) -> None:

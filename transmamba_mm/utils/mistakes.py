@@ -9,6 +9,7 @@ from typing import Optional
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
@@ -17,6 +18,7 @@ from transmamba_mm.checks import UnreadableFileError
 from transmamba_mm.compat import UntrustedFileError
 from transmamba_mm.engine.explain import explain
 from transmamba_mm.engine.finite import NonFiniteError
+from transmamba_mm.engine.precheck import PreCheckError
 
 
 class UsageError(Exception):
@@ -56,33 +58,39 @@ def explained(
 
 
 class _Started(Hook):
-    """Knows whether an iteration is done."""
+    """Knows whether a step of the optimizer is done."""
 
-    priority = 'LOWEST'  # the first iteration with all that hooks do
+    priority = 'LOWEST'  # the first step with all that hooks do
 
     def __init__(self) -> None:
         self.started = False
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
-        self.started = True
+        wrapper = runner.optim_wrapper
+        several = isinstance(wrapper, OptimWrapperDict)
+        # With gradient accumulation a step takes several iterations.
+        self.started = self.started or any(
+            each.should_update()
+            for each in (wrapper.values() if several else [wrapper])
+        )
 
 
 def train(runner: Runner) -> None:
-    """Trains. What goes wrong before the first iteration is the config's.
+    """Trains. What goes wrong until the first step is done is the config's.
 
     Args:
         runner (Runner): The runner.
 
     Raises:
         UsageError: For what goes wrong until then, and later for losses,
-            images and videos that cannot be trained on.
+            labels, images and videos that cannot be trained on.
     """
     hook = _Started()
     runner.register_hook(hook)
 
     def traced(error: Exception) -> bool:
         return hook.started and not isinstance(
-            error, (NonFiniteError, UnreadableFileError)
+            error, (NonFiniteError, PreCheckError, UnreadableFileError)
         )
 
     with explained(runner.cfg, traced=traced, model=runner.model):
