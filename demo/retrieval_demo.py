@@ -116,6 +116,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if (args.videos is None) == (args.index is None):
         parser.error('give --videos or --index')
+    if args.videos and not Path(args.videos).is_dir():
+        parser.error(f"there is no folder '{args.videos}' of videos")
     return args
 
 

@@ -87,11 +87,7 @@ def to_classifier_names(
     Raises:
         CheckpointError: If a file belongs to another family.
     """
-    if any(key.startswith('architecture.') for key in state_dict):
-        raise CheckpointError(
-            f'{source} is of a distillation run, with student and teacher: '
-            f'take the student out with tools/export_student.py'
-        )
+    refuse_distillation(state_dict, source)
     state_dict = drop_ema_buffers(state_dict)
     metadata = getattr(state_dict, '_metadata', None) or {}
     if any(key.startswith(_BACKBONE) for key in state_dict):
@@ -132,6 +128,15 @@ def to_classifier_names(
         if alone
     )
     return named
+
+
+def refuse_distillation(state_dict: Mapping[str, Any], source: Source) -> None:
+    """Raises CheckpointError for a checkpoint of a distillation run."""
+    if any(key.startswith('architecture.') for key in state_dict):
+        raise CheckpointError(
+            f'{source} is of a distillation run, with student and teacher: '
+            f'take the student out with tools/export_student.py'
+        )
 
 
 def drop_ema_buffers(

@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from mmengine.optim import build_optim_wrapper
+from mmengine.runner import load_checkpoint
 from retrieval_models import (
     FRAMES,
     WIDTH,
@@ -20,6 +21,7 @@ from retrieval_models import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
+from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.models import SequenceTransformer
 from transmamba_mm.models.retrieval.heads import MAX_LOGIT_SCALE
 from transmamba_mm.registry import MODELS
@@ -262,3 +264,12 @@ def test_two_processes_are_one(tmp_path):
                 msg=lambda text, name=name: f'{name}: {text}',
                 **SAME,
             )
+
+
+def test_a_checkpoint_of_a_distillation_is_refused(tmp_path):
+    """Loaders that are not strict would leave random weights."""
+    model = build_random(mamba_cfg())
+    state = {f'architecture.{k}': v for k, v in model.state_dict().items()}
+    torch.save(dict(state_dict=state), tmp_path / 'epoch_1.pth')
+    with pytest.raises(CheckpointError, match=r'export_student\.py'):
+        load_checkpoint(model, str(tmp_path / 'epoch_1.pth'))

@@ -15,7 +15,7 @@ from transmamba_mm.checkpoints import (
     strip_prefix,
 )
 from transmamba_mm.checkpoints.clip import as_retriever, is_clip
-from transmamba_mm.checkpoints.load import check_match
+from transmamba_mm.checkpoints.load import check_match, refuse_distillation
 from transmamba_mm.contract import Embeddings
 from transmamba_mm.contract.start_values import StrictPretrained
 from transmamba_mm.registry import MODELS
@@ -91,8 +91,15 @@ class VideoTextRetriever(StrictPretrained, BaseModel):
             self.head.inherit(self.text_encoder)
 
     def _accept_clip(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Renames, in place, the tensors of a CLIP before they are loaded."""
-        if prefix or not is_clip(state_dict):
+        """Renames, in place, the tensors of a CLIP before they are loaded.
+
+        Those of a distillation are refused: loaders that are not strict, as
+        mmpretrain's, would leave this model as it is.
+        """
+        if prefix:
+            return
+        refuse_distillation(state_dict, Source())
+        if not is_clip(state_dict):
             return
         named = as_retriever(state_dict)
         check_match(self, named, Source())
@@ -200,7 +207,8 @@ class VideoTextRetriever(StrictPretrained, BaseModel):
         if counts != {1}:
             raise ValueError(
                 f'in training each video comes with one text, here some have '
-                f'{sorted(counts)}: draw one, or make each a sample'
+                f"{sorted(counts)}: set captions='random' of the dataset, "
+                f"or 'each'"
             )
         found = self.embed(inputs, data_samples)
         loss = contrastive_loss(found.texts, found.videos, found.scale)
