@@ -187,6 +187,8 @@ def test_half_precision_under_autocast(name, kwargs, dtype):
 def test_compiles_without_a_graph_break(name, kwargs):
     if 'ffn_ratio' in str(kwargs) and torch.__version__ < '2.6':
         pytest.skip("PyTorch breaks the graph at mmcv's FFN")
+    if 'num_layers' in kwargs['arch']:  # all kinds of layers are in two
+        kwargs = dict(kwargs, arch=dict(kwargs['arch'], num_layers=2))
     net = build(name, kwargs, out_type='raw')
     # To the compiler, sizes are symbols from the second on; old ones have to
     # be told that they are not.
@@ -196,7 +198,7 @@ def test_compiles_without_a_graph_break(name, kwargs):
         fullgraph=True,
         dynamic=False if torch.__version__ < '2.6' else None,
     )
-    for size in ((16, 16), (20, 28), (32, 12)):
+    for size in ((16, 16), (20, 28)):
         x = inputs(kwargs, *size)
         grads = []
         for model in (net, compiled):
