@@ -5,7 +5,8 @@ Run (about four minutes on one core)::
     python tools/dataset_converters/make_toy_videos.py data/toy_videos
     python tools/train.py configs/quickstart/clip4clip_toy-videos.py
 
-Expect about 44 % t2v/R@1 of 200 clips with seed 0. The students read ``work_dirs/clip4clip_toy-videos/epoch_20.pth``.
+Expect about 44 % t2v/R@1 of 200 clips with seed 0. The students read
+``work_dirs/clip4clip_toy-videos/epoch_20.pth``.
 """
 
 _base_ = [
