@@ -139,6 +139,28 @@ def refuse_distillation(state_dict: Mapping[str, Any], source: Source) -> None:
         )
 
 
+def refuse_foreign(
+    module: nn.Module, state_dict: Mapping[str, Any], source: Source
+) -> None:
+    """Refuses a checkpoint that loaders which are not strict would ignore.
+
+    Args:
+        module (nn.Module): A whole model.
+        state_dict (Mapping[str, Any]): What is to be loaded into it.
+        source (Source): Where it is from.
+
+    Raises:
+        CheckpointError: If it is of a distillation run, or no tensor of it
+            has a name of the model's.
+    """
+    refuse_distillation(state_dict, source)
+    if state_dict and not state_dict.keys() & module.state_dict().keys():
+        raise CheckpointError(
+            f'{source} holds nothing for {type(module).__name__}: its '
+            f'tensors are {", ".join(list(state_dict)[:4])}, ...'
+        )
+
+
 def drop_ema_buffers(
     state_dict: Mapping[str, Tensor],
 ) -> 'OrderedDict[str, Tensor]':

@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmpretrain.apis import VisualQuestionAnsweringInferencer
 from mmpretrain.structures import DataSample
 
+from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.datasets.transforms import PadToSquare
 from transmamba_mm.models.multimodal.merging import merge
 from transmamba_mm.models.multimodal.prompts import IMAGE_ID, PromptTemplate
@@ -382,6 +383,8 @@ def test_checkpoints_must_fit(tmp_path):
     other = MODELS.build(config('cross', init_cfg=pretrained))
     with pytest.raises(ValueError, match=r'layers\.1\.mixer'):
         other.init_weights()
+    with pytest.raises(CheckpointError, match='holds nothing for TransLlava'):
+        model.load_state_dict(dict(weight=torch.ones(2)), strict=False)
 
 
 @pytest.mark.parametrize(

@@ -273,3 +273,6 @@ def test_a_checkpoint_of_a_distillation_is_refused(tmp_path):
     torch.save(dict(state_dict=state), tmp_path / 'epoch_1.pth')
     with pytest.raises(CheckpointError, match=r'export_student\.py'):
         load_checkpoint(model, str(tmp_path / 'epoch_1.pth'))
+    torch.save(dict(backbone_weight=torch.ones(2)), tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError, match='holds nothing for VideoText'):
+        load_checkpoint(model, str(tmp_path / 'other.pth'))

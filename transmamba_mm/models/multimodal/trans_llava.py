@@ -16,7 +16,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from transmamba_mm.checkpoints import Source, read_state_dict, strip_prefix
-from transmamba_mm.checkpoints.load import check_match
+from transmamba_mm.checkpoints.load import check_match, refuse_foreign
 from transmamba_mm.checks import check_int
 from transmamba_mm.contract.start_values import StrictPretrained
 from transmamba_mm.registry import MODELS, TOKENIZER
@@ -120,6 +120,12 @@ class TransLlava(StrictPretrained, BaseModel):
         for name in self.frozen:
             self.get_submodule(name).requires_grad_(False)
         self.train(self.training)
+        self._register_load_state_dict_pre_hook(self._refuse_foreign)
+
+    def _refuse_foreign(self, state_dict: dict, prefix: str, *_: Any) -> None:
+        # Loaders that are not strict would leave this model as it is.
+        if not prefix:
+            refuse_foreign(self, state_dict, Source())
 
     def load_pretrained(self, path: str, prefix: Optional[str]) -> None:
         """See :meth:`StrictPretrained.load_pretrained`."""

@@ -15,7 +15,7 @@ from transmamba_mm.checkpoints import (
     strip_prefix,
 )
 from transmamba_mm.checkpoints.clip import as_retriever, is_clip
-from transmamba_mm.checkpoints.load import check_match, refuse_distillation
+from transmamba_mm.checkpoints.load import check_match, refuse_foreign
 from transmamba_mm.contract import Embeddings
 from transmamba_mm.contract.start_values import StrictPretrained
 from transmamba_mm.registry import MODELS
@@ -93,13 +93,13 @@ class VideoTextRetriever(StrictPretrained, BaseModel):
     def _accept_clip(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Renames, in place, the tensors of a CLIP before they are loaded.
 
-        Those of a distillation are refused: loaders that are not strict, as
-        mmpretrain's, would leave this model as it is.
+        What is of other models is refused: loaders that are not strict, as
+        mmpretrain's, would leave this one as it is.
         """
         if prefix:
             return
-        refuse_distillation(state_dict, Source())
         if not is_clip(state_dict):
+            refuse_foreign(self, state_dict, Source())
             return
         named = as_retriever(state_dict)
         check_match(self, named, Source())
