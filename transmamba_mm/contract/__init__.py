@@ -11,10 +11,11 @@ from .families import FAMILIES, TeacherError, TeacherFamily, register
 from .frames import PerFrame
 from .inputs import ResizingDataPreprocessor, TeacherInput
 from .kept_channels import KeptChannels
+from .live_student import Student, find_student
 from .pair import Pair, PairAware, sides_of
 from .records import Embeddings, TapRecord, TokenRecord
 from .scan_orders import scan_order
-from .student import GridStudent, MambaStudent, Student, find_student
+from .student import GridStudent, MambaStudent
 from .taps import DirectionTap, DirectionTaps
 from .teacher import Teacher
 from .teachers import Teachers, teacher_at, teachers_of

@@ -8,7 +8,7 @@ from mmrazor.models.algorithms import SingleTeacherDistill
 from torch import nn
 
 from .inputs import input_size
-from .student import Student
+from .live_student import Student
 from .teacher import Teacher
 from .teachers import teacher_at
 
