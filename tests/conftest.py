@@ -2,6 +2,7 @@
 """Options and fixtures that all tests share."""
 
 import gc
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from mmengine.config import config as mmengine_config
 from mmengine.registry import DefaultScope
 
 import transmamba_mm  # noqa: F401
+
+# Tests of several processes fork a server that has imported this already.
+multiprocessing.set_forkserver_preload(['transmamba_mm.arena.run'])
 
 GOLDEN_DIR = Path(__file__).parent / 'data' / 'golden'
 

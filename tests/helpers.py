@@ -153,7 +153,9 @@ def start_tool(cwd, *command, **kwargs) -> subprocess.Popen:
 
 
 class ForkedTool:
-    """``tools/<tool>.py`` in forks of this process, to save the imports.
+    """``tools/<tool>.py`` in forks of a server that has imported us already.
+
+    A fork of this process itself could not compute gradients once it has.
 
     Args:
         cwd (Path): Where it runs.
@@ -165,7 +167,7 @@ class ForkedTool:
 
     def __init__(self, cwd, tool: str, *args, ranks: int = 0) -> None:
         self._log = Path(cwd, f'{uuid.uuid4().hex}.log')
-        context = multiprocessing.get_context('fork')
+        context = multiprocessing.get_context('forkserver')
         shared = dict(
             WORLD_SIZE=str(ranks),
             MASTER_ADDR='127.0.0.1',
@@ -174,7 +176,8 @@ class ForkedTool:
         self.processes = []
         for rank in range(ranks) if ranks else [0]:
             own = dict(shared, RANK=str(rank)) if ranks else {}
-            env = dict(own, LOCAL_RANK=str(rank))
+            env = {**os.environ, **own}
+            env['LOCAL_RANK'] = str(rank)
             target = (cwd, self._log, env, tool, *map(str, args))
             self.processes.append(context.Process(target=_run, args=target))
             self.processes[-1].start()

@@ -175,7 +175,7 @@ def half(rank, folder):
 
 def test_two_processes_equal_one(tmp_path):
     args = (str(tmp_path),)
-    mp.start_processes(half, args, nprocs=2, start_method='fork')
+    mp.start_processes(half, args, nprocs=2, start_method='forkserver')
     model = distillation().train()
     loss = model.loss(*video_batch())['distill.loss_similarity']
     loss.backward()

@@ -167,7 +167,9 @@ def evaluate_a_shard(rank, folder):
 
 def test_two_processes_equal_one(tmp_path):
     args = (str(tmp_path),)
-    mp.start_processes(evaluate_a_shard, args, nprocs=2, start_method='fork')
+    mp.start_processes(
+        evaluate_a_shard, args, nprocs=2, start_method='forkserver'
+    )
     wanted = measure(samples_of())
     for rank in range(2):
         assert torch.load(tmp_path / f'{rank}.pt') == wanted

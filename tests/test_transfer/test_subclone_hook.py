@@ -654,7 +654,7 @@ def test_all_ranks_start_and_stay_equal(tmp_path, ckpt, teacher):
         train_rank,
         (port, str(tmp_path), ckpt),
         nprocs=PROCESSES,
-        start_method='fork',  # spares the imports
+        start_method='forkserver',  # spares the imports
     )
     first, second = (
         torch.load(tmp_path / f'rank{rank}.pth') for rank in range(PROCESSES)

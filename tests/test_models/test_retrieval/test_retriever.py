@@ -250,7 +250,7 @@ def half(rank, folder):
 
 def test_two_processes_are_one(tmp_path):
     args = (str(tmp_path),)
-    mp.start_processes(half, args, nprocs=2, start_method='fork')
+    mp.start_processes(half, args, nprocs=2, start_method='forkserver')
     model = build_random(mamba_cfg()).train()
     loss = model(*video_batch(4), mode='loss')['loss']
     loss.backward()
