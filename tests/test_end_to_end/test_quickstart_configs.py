@@ -10,7 +10,9 @@ from helpers import CONFIGS, own_name, run_tool_here
 
 QUICKSTART = CONFIGS / 'quickstart'
 TEACHER = QUICKSTART / 'deit_digits.py'
-STUDENTS = sorted(p.stem for p in QUICKSTART.glob('*.py') if p != TEACHER)
+STUDENTS = sorted(
+    p.stem for p in QUICKSTART.glob('*_digits*.py') if p != TEACHER
+)
 SHORT = [
     'train_cfg.max_epochs=1',
     'train_cfg.val_interval=1',

@@ -352,20 +352,16 @@ def test_toy_clips_show_what_is_told(toy):
         for which, event in enumerate(story):
             colour = np.array(COLOURS[event.colour])
             near = [np.abs(x - colour).sum(-1) < 120 for x in frames]
-            sizes = [x.sum() for x in near]
-            if min(sizes) < 0.8 * max(sizes):  # it is hidden
-                continue
-            centres = np.array([np.argwhere(x).mean(0) for x in near])
+            sizes = np.array([x.sum() for x in near])
+            seen = np.flatnonzero(sizes > 0.5 * sizes.max())
+            # In its part of the clip alone, the first or the last one.
+            assert len(seen) >= 3 and (np.diff(seen) == 1).all()
+            assert (seen[0], seen[-1])[which] == (0, 7)[which]
+            centres = np.array([np.argwhere(near[j]).mean(0) for j in seen])
             steps = np.diff(centres, axis=0)
-            # Rows go down; it moves in its half of the clip alone.
+            # Rows go down.
             way = np.array(MOTIONS[event.motion][::-1])
-            moves, rests = (
-                (steps[:3], steps[-2:])
-                if which == 0
-                else (steps[-3:], steps[:2])
-            )
-            assert (moves @ way).sum() > 5
-            assert np.abs(rests).max() < 0.5
-            assert np.abs(steps @ (1 - np.abs(way))).max() < 0.5
+            assert (steps @ way).min() > 1
+            assert np.abs(steps @ (1 - np.abs(way))).max() < 1
             checked += 1
     assert checked >= 4
