@@ -5,8 +5,8 @@ Run after ``clip4clip_toy-videos.py``::
     python tools/train.py \
         configs/quickstart/transmamba_clip4clip_videomamba_toy-videos.py
 
-Expect 17 to 27 % t2v/R@1 (3 seeds, AMD EPYC, ``make
-quickstart-retrieval``), 7.0 ± 6.6 more than subcloning alone.
+Expect 17 to 27 % t2v/R@1 (3 seeds, AMD EPYC,
+``docs/results/arena/toy_videos``), 7.0 ± 6.6 more than subcloning alone.
 """
 
 _base_ = [

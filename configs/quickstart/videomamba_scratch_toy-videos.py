@@ -4,7 +4,8 @@ Run (less than a minute on one core)::
 
     python tools/train.py configs/quickstart/videomamba_scratch_toy-videos.py
 
-Expect 2 % t2v/R@1 (3 seeds, AMD EPYC, ``make quickstart-retrieval``).
+Expect 2 % t2v/R@1 (3 seeds, AMD EPYC,
+``docs/results/arena/toy_videos``).
 """
 
 _base_ = [

@@ -5,8 +5,8 @@ Run after ``clip4clip_toy-videos.py``::
     python tools/train.py \
         configs/quickstart/videomamba_subclone-only_toy-videos.py
 
-Expect 12 to 19 % t2v/R@1 (3 seeds, AMD EPYC, ``make
-quickstart-retrieval``).
+Expect 12 to 19 % t2v/R@1 (3 seeds, AMD EPYC,
+``docs/results/arena/toy_videos``).
 """
 
 _base_ = [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
 from mmengine.logging import print_log
 from mmpretrain.apis.base import BaseInferencer, ModelType
@@ -24,9 +24,6 @@ from transmamba_mm.datasets.video_files import VIDEOS
 from transmamba_mm.models import VideoTextRetriever
 
 from .inferencers import with_pipeline
-
-#: What a video that could not be read is called in a batch.
-_SKIPPED = None
 
 
 @dataclass(frozen=True)
@@ -86,11 +83,11 @@ class _Clips(Dataset):
             if not self._skip:
                 raise
             print_log(f'skipped: {error}', logger='current', level=30)
-            return _SKIPPED
+            return None
 
 
 def _collate(samples: list) -> Optional[dict]:
-    kept = [sample for sample in samples if sample is not _SKIPPED]
+    kept = [sample for sample in samples if sample is not None]
     return default_collate(kept) if kept else None
 
 
@@ -187,7 +184,7 @@ class VideoTextRetrievalInferencer(BaseInferencer):
             raise ValueError(
                 'the pipeline of the test set has no transmamba.TokenizeText'
             )
-        self._steps: list[ConfigDict] = list(map(str, steps))
+        self._steps = list(map(str, steps))
         return Compose([x for x in built if x is not self._tokenize])
 
     # ------------------------------------------------------------ the index
@@ -307,10 +304,6 @@ class VideoTextRetrievalInferencer(BaseInferencer):
                 texts, best.values.tolist(), best.indices.tolist()
             )
         ]
-
-    def postprocess(self, *args: Any, **kwargs: Any) -> dict:
-        """Not used: queries have an order of their own."""
-        raise NotImplementedError
 
 
 def _retriever_of(model: nn.Module) -> VideoTextRetriever:
