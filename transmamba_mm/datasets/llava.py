@@ -1,14 +1,14 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Conversations about images, in the format of LLaVA's training data."""
 
-import json
 import os.path as osp
 from typing import Any, Optional
 
 from transmamba_mm.models.multimodal.prompts import Turn, place_images
 from transmamba_mm.registry import DATASETS
 
-from .skipping import SkipsUnreadable, name_some, tell_skipped
+from .rows import existing, read_rows, usable_samples
+from .skipping import SkipsUnreadable
 
 
 @DATASETS.register_module()
@@ -56,44 +56,18 @@ class LLaVAInstructDataset(SkipsUnreadable):
 
     def load_data_list(self) -> list[dict]:
         """Returns one dict per conversation."""
-        rows, samples, bad = self._read_rows(), [], []
-        for number, row in enumerate(rows, 1):
-            name = f'row {number}'
-            if isinstance(row, dict) and 'id' in row:
-                name = f'{name} (id {row["id"]!r})'
-            try:
-                samples.append(self._sample(row, number))
-            except ValueError as error:
-                bad.append(f'{name}: {error}')
-        if bad and self.on_error == 'error':
-            raise ValueError(
-                f"{len(bad)} of {len(rows)} rows of '{self.ann_file}' cannot "
-                f'be used: {name_some(bad)}. Mend them, or set '
-                f"on_error='skip'"
-            )
-        if bad:
-            what = f"rows of '{self.ann_file}' are broken"
-            tell_skipped(bad, len(rows), what)
-        if not samples:
-            raise ValueError(f"'{self.ann_file}' has no row to use")
-        return samples
+        rows = (
+            (_name(number, row), (number, row))
+            for number, row in enumerate(read_rows(self.ann_file), 1)
+        )
+        return usable_samples(
+            rows,
+            lambda each: self._sample(*each),
+            self.ann_file,
+            self.on_error,
+        )
 
-    def _read_rows(self) -> list:
-        """Rows; a line that is no JSON is one of text."""
-        with open(self.ann_file, encoding='utf-8') as file:
-            if self.ann_file.endswith('.jsonl'):
-                return [_json_or_text(line) for line in file if line.strip()]
-            try:
-                rows = json.load(file)
-            except ValueError as error:
-                raise ValueError(
-                    f"'{self.ann_file}' is no JSON: {error}"
-                ) from error
-        if not isinstance(rows, list):
-            raise ValueError(f"'{self.ann_file}' is no list of rows")
-        return rows
-
-    def _sample(self, row: Any, number: int) -> dict:
+    def _sample(self, number: int, row: Any) -> dict:
         """What a row holds; ValueError with the reason if it is broken."""
         if not isinstance(row, dict):
             raise ValueError('it is no JSON object')
@@ -103,19 +77,15 @@ class LLaVAInstructDataset(SkipsUnreadable):
             raise ValueError(f'image is no path: {row["image"]!r}')
         turns = _turns(row.get('conversations'), self.test_mode)
         place_images(turns, len(images))
-        paths = [osp.join(self.data_prefix['img'], name) for name in images]
-        for path in paths:
-            if not osp.isfile(path):
-                raise ValueError(f"image '{path}' is missing")
+        folder = self.data_prefix['img']
+        paths = [existing(osp.join(folder, name)) for name in images]
         name = row.get('id', number)
         return dict(id=name, img_paths=paths, turns=turns)
 
 
-def _json_or_text(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return line
+def _name(number: int, row: Any) -> str:
+    known = isinstance(row, dict) and 'id' in row
+    return f'row {number} (id {row["id"]!r})' if known else f'row {number}'
 
 
 def _turns(said: Any, open_end: bool) -> list[Turn]:

@@ -106,7 +106,13 @@ class SafeCheckpointHook(CheckpointHook):
     """
 
     # That ``save_best`` of a retrieval metric needs no ``rule``.
-    _default_greater_keys = [*CheckpointHook._default_greater_keys, 'R@']
+    _default_greater_keys = [
+        *CheckpointHook._default_greater_keys,
+        'R@',
+        'f1',
+        'perception',
+        'cognition',
+    ]
     _default_less_keys = [*CheckpointHook._default_less_keys, 'MdR', 'MnR']
 
     def __init__(self, *args, **kwargs) -> None:

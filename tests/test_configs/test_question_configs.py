@@ -1,0 +1,89 @@
+# Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
+"""Data configs of visual questions run on tiny trees of their files."""
+
+import json
+
+import pytest
+from helpers import tiny_runner
+from vqa_cases import DATASETS, TESTED, TRAINED, TREES, read_tiny
+
+TINY = dict(
+    type='transmamba.TransLlava',
+    vision_encoder=dict(
+        type='mmpretrain.VisionTransformer',
+        arch=dict(
+            embed_dims=8, num_layers=2, num_heads=2, feedforward_channels=16
+        ),
+        img_size=16,
+        patch_size=8,
+        out_type='raw',
+        out_indices=-2,
+        final_norm=False,
+    ),
+    projector=dict(type='transmamba.MLPProjector', in_channels=8),
+    lang_encoder=dict(
+        type='transmamba.TransMambaLM',
+        arch=dict(embed_dims=16, num_layers=1, vocab_size=258),
+    ),
+    tokenizer=dict(type='transmamba.ByteTokenizer'),
+    prompt_tmpl='{question}{answer}',
+    generation_cfg=dict(max_new_tokens=2),
+)
+RESULTS = dict(
+    gqa={'gqa/accuracy': (0, 100), 'gqa/num_questions': (2, 2)},
+    textvqa={'textvqa/accuracy': (0, 100), 'textvqa/num_questions': (2, 2)},
+    vizwiz={'vizwiz/accuracy': (0, 100), 'vizwiz/num_questions': (2, 2)},
+    scienceqa={'scienceqa_img/accuracy': (0, 100)},
+    mme={
+        'mme/perception': (0, 400),
+        'mme/artwork': (0, 200),
+        'mme/OCR/acc+': (0, 100),
+    },
+    vqav2={'answers/num_answers': (2, 2)},
+    pope={'pope/f1': (0, 100), 'pope/random/yes_ratio': (0, 100)},
+)
+
+
+def test_all_have_a_case():
+    names = {path.stem for path in DATASETS.glob('*.py')}
+    assert TREES.keys() <= names
+    asked = {
+        p.stem for p in DATASETS.glob('*.py') if 'vqa_336' in p.read_text()
+    }
+    assert asked == TESTED.keys() == RESULTS.keys()
+
+
+@pytest.mark.parametrize('name', TESTED)
+def test_a_model_is_tested(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    TREES[name](tmp_path)
+    cfg = read_tiny(name, tmp_path)
+    runner = tiny_runner(
+        tmp_path,
+        TINY,
+        data_preprocessor=cfg.data_preprocessor,
+        test_dataloader=cfg.test_dataloader,
+        test_evaluator=cfg.test_evaluator,
+        test_cfg=cfg.test_cfg,
+    )
+    found = runner.test()
+    for key, (low, high) in RESULTS[name].items():
+        assert low <= found[key] <= high, key
+    if name == 'vqav2':
+        rows = json.loads((tmp_path / cfg.test_evaluator.out_file).read_text())
+        assert [row['question_id'] for row in rows] == [70, 71]
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_a_model_is_trained(name, tmp_path):
+    TREES[name](tmp_path)
+    cfg = read_tiny(name, tmp_path)
+    runner = tiny_runner(
+        tmp_path,
+        TINY,
+        data_preprocessor=cfg.data_preprocessor,
+        train_dataloader=cfg.train_dataloader,
+    )
+    runner.train()
+    (loss,) = runner.message_hub.get_scalar('train/loss').data[0]
+    assert 0 < loss < 20
