@@ -21,7 +21,17 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
-EXTRAS = ('video', 'vqa', 'triton', 'mamba', 'energy', 'docs', 'tests')
+EXTRAS = (
+    'video',
+    'vqa',
+    'lmms-eval',
+    'demo',
+    'triton',
+    'mamba',
+    'energy',
+    'docs',
+    'tests',
+)
 
 
 def read_requirements(name):
@@ -132,6 +142,11 @@ setup(
     python_requires='>=3.9',
     install_requires=read_requirements('runtime'),
     extras_require={name: read_requirements(name) for name in EXTRAS},
+    entry_points={
+        'lmms_eval.models': [
+            'trans_llava = transmamba_mm.apis.lmms_eval:MANIFEST'
+        ],
+    },
     cmdclass={'bdist_wheel': Wheel, 'build_py': Build},
     zip_safe=False,
 )

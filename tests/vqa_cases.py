@@ -17,6 +17,30 @@ from transmamba_mm.datasets.mme import COGNITION, PERCEPTION
 ROOT = Path(__file__).resolve().parents[1]
 DATASETS = ROOT / 'configs/_base_/datasets'
 
+#: A model for their pictures, of 16 pixels.
+TINY = dict(
+    type='transmamba.TransLlava',
+    vision_encoder=dict(
+        type='mmpretrain.VisionTransformer',
+        arch=dict(
+            embed_dims=8, num_layers=2, num_heads=2, feedforward_channels=16
+        ),
+        img_size=16,
+        patch_size=8,
+        out_type='raw',
+        out_indices=-2,
+        final_norm=False,
+    ),
+    projector=dict(type='transmamba.MLPProjector', in_channels=8),
+    lang_encoder=dict(
+        type='transmamba.TransMambaLM',
+        arch=dict(embed_dims=16, num_layers=1, vocab_size=258),
+    ),
+    tokenizer=dict(type='transmamba.ByteTokenizer'),
+    prompt_tmpl='{question}{answer}',
+    generation_cfg=dict(max_new_tokens=2),
+)
+
 
 def picture(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

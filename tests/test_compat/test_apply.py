@@ -4,11 +4,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import CONFIGS
 
 from transmamba_mm import compat
 from transmamba_mm.compat import environment
 
-OPTIONAL = ('timm', 'transformers', 'av', 'open_clip', 'mamba_ssm', 'triton')
+OPTIONAL = (
+    *('timm', 'transformers', 'tokenizers', 'accelerate', 'datasets'),
+    *('av', 'decord', 'open_clip', 'ftfy', 'regex'),
+    *('lmms_eval', 'loguru', 'gradio'),
+    *('mamba_ssm', 'triton'),
+)
+
+QUICKSTART = str(CONFIGS / 'quickstart/pmamba_scratch_digits.py')
 
 GOOD = {
     'torch': '2.14.1',
@@ -81,8 +89,8 @@ def test_apply_turns_an_obscure_failure_into_the_reason(monkeypatch):
     assert compat._status == {}
 
 
-def test_imports_without_any_optional_package():
-    """And does not import the big ones by itself."""
+def test_images_are_classified_without_any_optional_package():
+    """And the big ones are not imported where they are installed."""
     code = f"""
 import sys
 # Makes `import NAME` raise and find_spec(NAME) return None.
@@ -91,6 +99,14 @@ import transmamba_mm
 import transmamba_mm.razor
 from transmamba_mm.utils import register_all_modules
 register_all_modules()
+import transmamba_mm.apis
+import torch
+from mmpretrain import get_model
+from mmpretrain.structures import DataSample
+model = get_model({QUICKSTART!r}).train()
+images = torch.rand(2, 3, 16, 16)
+samples = [DataSample().set_gt_label(1)] * 2
+sum(model(images, samples, mode='loss').values()).backward()
 assert not any(sys.modules[name] for name in {OPTIONAL!r})
 """
     result = subprocess.run(

@@ -5,30 +5,8 @@ import json
 
 import pytest
 from helpers import tiny_runner
-from vqa_cases import DATASETS, TESTED, TRAINED, TREES, read_tiny
+from vqa_cases import DATASETS, TESTED, TINY, TRAINED, TREES, read_tiny
 
-TINY = dict(
-    type='transmamba.TransLlava',
-    vision_encoder=dict(
-        type='mmpretrain.VisionTransformer',
-        arch=dict(
-            embed_dims=8, num_layers=2, num_heads=2, feedforward_channels=16
-        ),
-        img_size=16,
-        patch_size=8,
-        out_type='raw',
-        out_indices=-2,
-        final_norm=False,
-    ),
-    projector=dict(type='transmamba.MLPProjector', in_channels=8),
-    lang_encoder=dict(
-        type='transmamba.TransMambaLM',
-        arch=dict(embed_dims=16, num_layers=1, vocab_size=258),
-    ),
-    tokenizer=dict(type='transmamba.ByteTokenizer'),
-    prompt_tmpl='{question}{answer}',
-    generation_cfg=dict(max_new_tokens=2),
-)
 RESULTS = dict(
     gqa={'gqa/accuracy': (0, 100), 'gqa/num_questions': (2, 2)},
     textvqa={'textvqa/accuracy': (0, 100), 'textvqa/num_questions': (2, 2)},

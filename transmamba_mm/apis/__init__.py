@@ -9,9 +9,11 @@ from .model_hub import register_models
 from .official import convert_official
 from .transfer_plan import plan_transfer
 from .video_text_retrieval import VideoTextRetrievalInferencer
+from .visual_chat import VisualChatInferencer
 
 __all__ = [
     'VideoTextRetrievalInferencer',
+    'VisualChatInferencer',
     'compare_layers',
     'convert_official',
     'export_student',
