@@ -5,7 +5,6 @@ from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -18,6 +17,8 @@ from transmamba_mm.transfer import (
     TransferError,
     TransferPlan,
 )
+
+from .shapes import on_meta
 
 
 def _is_initializer(hook: dict) -> bool:
@@ -65,7 +66,7 @@ def plan_transfer(cfg: Config, shapes_only: bool = False) -> TransferPlan:
     hook: SubcloneInitializer = HOOKS.build(hook_cfg)
     # Shapes are enough where the teacher is a file that tells the rest.
     reads_file = hook.teacher_ckpt is not None and not hook.measures
-    with torch.device('meta') if reads_file else nullcontext():
+    with on_meta() if reads_file else nullcontext():
         model = MODELS.build(model_cfg)
     if not (shapes_only or reads_file) and isinstance(
         model, TransMambaDistill
