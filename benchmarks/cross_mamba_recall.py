@@ -4,7 +4,9 @@
 An image of a few tokens holds a key and a value in each. Text follows, and at
 last the keys, of each of which the value is asked for. The second of two
 layers is Mamba or Cross-Mamba; both models have the same parameters, start
-values and batches.
+values and batches. Embeddings start at N(0, 1), PyTorch's, and the head has
+weights of its own: from a language model's small and shared ones, neither
+learns much in so few steps.
 A cell that is in the output folder is not run again::
 
     python benchmarks/cross_mamba_recall.py --fillers 3 48 --seeds 3 --out DIR
@@ -60,7 +62,9 @@ def run(mixer: str, fillers: int, seed: int, args) -> dict:
     """Trains one model and tests it on what it has not seen."""
     torch.manual_seed(seed)
     arch = dict(embed_dims=args.dims, num_layers=2, vocab_size=VOCAB)
-    model = TransMambaLM(dict(arch, expand=2), **MIXERS[mixer])
+    arch.update(expand=2, tie_embeddings=False)
+    model = TransMambaLM(arch, **MIXERS[mixer])
+    model.embed_tokens.reset_parameters()
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, (0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.lr, args.steps, pct_start=0.1
