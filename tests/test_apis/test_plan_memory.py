@@ -276,10 +276,9 @@ def test_tool(monkeypatch, tmp_path, capsys):
         *('--gpus', '2', '--batch', '3', '--json', str(path)),
     )
     content = json.loads(path.read_text())
+    parts = ('weights', 'teacher', 'gradients', 'optimizer', 'average')
     assert content['total'] == sum(
-        content[part]
-        for part in ('weights', 'teacher', 'gradients', 'optimizer')
-        + ('average', 'exchange', 'activations')
+        content[part] for part in (*parts, 'exchange', 'activations')
     )
     lines = capsys.readouterr().out
     assert 'each of 2 GPUs, ddp, 3 samples of 16x16' in lines
@@ -290,7 +289,7 @@ def test_what_is_missing_is_named():
     cfg = config()
     with pytest.raises(ValueError, match='gpus'):
         plan_memory(cfg, 0)
-    with pytest.raises(MemoryPlanError, match='ddp, fsdp.*zero1'):
+    with pytest.raises(MemoryPlanError, match=r'ddp, fsdp.*zero1'):
         plan_memory(cfg, strategy='zero1')
     cfg.train_dataloader = dict(batch_size=2)
     with pytest.raises(MemoryPlanError, match='size of images'):
