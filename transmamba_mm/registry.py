@@ -27,6 +27,8 @@ OPTIM_WRAPPERS = _child('optimizer wrapper', root.OPTIM_WRAPPERS)
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
     'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS
 )
+RUNNERS = _child('runner', root.RUNNERS)
+STRATEGIES = _child('strategy', root.STRATEGIES)
 TOKENIZER = _child('tokenizer', mmpretrain.TOKENIZER)
 FUNCTIONS = _child('function', root.FUNCTIONS)
 

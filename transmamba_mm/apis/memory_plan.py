@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transmamba_mm.checks import check_int
 from transmamba_mm.contract import MambaStudent, sides_of
 from transmamba_mm.distill import TransMambaDistill
+from transmamba_mm.engine.full_shard import sharded_units
 from transmamba_mm.models import TransLlava, VideoTextRetriever
 from transmamba_mm.ops import selected_backend
 from transmamba_mm.registry import MODELS
@@ -205,7 +206,7 @@ def strategy_of(cfg: Config) -> str:
     if 'DeepSpeed' in kind:
         stage = (found.get('zero_optimization') or {}).get('stage')
         return f'zero{stage}'
-    return 'fsdp' if 'FSDP' in kind else 'ddp'
+    return 'fsdp' if kind.endswith('FullyShardStrategy') else 'ddp'
 
 
 def _model_cfg(cfg: Config) -> dict:
@@ -275,9 +276,9 @@ class _Sharing:
     def compute_dtype(self) -> Optional[torch.dtype]:
         """Of weights in a step; None for their own."""
         if self.strategy == 'fsdp':
-            wrapper = self.settings.get('model_wrapper') or {}
-            half = (wrapper.get('mixed_precision') or {}).get('param_dtype')
-            return getattr(torch, half) if isinstance(half, str) else half
+            mixed = self.settings.get('mixed_precision') or {}
+            half = mixed.get('param_dtype')
+            return None if half is None else getattr(torch, half)
         if self.strategy != 'ddp':
             for kind, dtype in (
                 ('bf16', torch.bfloat16),
@@ -326,7 +327,8 @@ class _Sharing:
         weights = _bytes(_tensors(model), self._width)
         if self.strategy == 'fsdp':
             layers = [
-                _bytes(_tensors(each), self._width) for each in _layers(model)
+                _bytes(_tensors(each), self._width)
+                for each in sharded_units(model)
             ]
             # What is in no layer is there all the time. Of the layers it is
             # the current one, the next one, and the gradient of one.
@@ -339,13 +341,6 @@ class _Sharing:
             live = zero.get('stage3_max_live_parameters', 1e9) * width
             held += min(int(live), weights)
         return held
-
-
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """Entries of the outermost lists of modules, the usual units of FSDP."""
-    if isinstance(model, nn.ModuleList):
-        return list(model)
-    return [x for child in model.children() for x in _layers(child)]
 
 
 # ---------------------------------------------------------------- the step

@@ -141,14 +141,20 @@ def _first_slurm_host(nodes: str) -> str:
 
 
 def _keep_model_on_cpu(cfg: Config) -> None:
+    settings = dict(device_ids=None, broadcast_buffers=False)
+    strategy = cfg.get('strategy') or {}
+    if str(strategy.get('type')).endswith('DDPStrategy'):
+        wrapper = strategy.setdefault('model_wrapper', {})
+        for name, value in settings.items():
+            wrapper.setdefault(name, value)
+        return
     wrapper = cfg.get('model_wrapper_cfg')
     if wrapper is None:
         # MMEngine's own default, without a device.
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel',
-            device_ids=None,
-            broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
+            **settings,
         )
         return
     kind = wrapper.setdefault('type', 'MMDistributedDataParallel')

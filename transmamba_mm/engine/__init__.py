@@ -1,12 +1,14 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
-"""Hooks and the optimizer's groups: the training engine."""
+"""The training engine: hooks, optimizer groups, runner and strategy."""
 
 from .captions import CaptionsSeenHook
 from .checkpoint import SafeCheckpointHook
 from .finite import FiniteHook, NonFiniteError
+from .full_shard import FullyShardStrategy
 from .hooks import BareFileHook, EpochSeedHook, seed_worker
 from .optim_groups import MergedGroupsOptimWrapperConstructor
 from .precheck import PreCheckError, PreCheckHook
+from .staged_runner import StagedRunner
 from .teacher_cache import TeacherCacheHook
 
 __all__ = [
@@ -14,11 +16,13 @@ __all__ = [
     'CaptionsSeenHook',
     'EpochSeedHook',
     'FiniteHook',
+    'FullyShardStrategy',
     'MergedGroupsOptimWrapperConstructor',
     'NonFiniteError',
     'PreCheckError',
     'PreCheckHook',
     'SafeCheckpointHook',
+    'StagedRunner',
     'TeacherCacheHook',
     'seed_worker',
 ]
