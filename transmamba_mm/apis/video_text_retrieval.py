@@ -1,7 +1,6 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """Search for videos by text: an index of a folder, and queries to it."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from mmpretrain.apis.base import BaseInferencer, ModelType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from transmamba_mm.checkpoints import CheckpointError
+from transmamba_mm.checkpoints import CheckpointError, digest_of
 from transmamba_mm.checks import UnreadableFileError, check_int
 from transmamba_mm.contract import sides_of
 from transmamba_mm.datasets.transforms import TokenizeText
@@ -33,7 +32,7 @@ class VideoIndex:
     Attributes:
         paths (list[str]): Of the videos.
         embeddings (Tensor): (num_videos, D), of length 1.
-        made_by (str): Digest of the weights and of the pipeline.
+        made_by (str): The pipeline, and the digest of the weights.
     """
 
     paths: list
@@ -258,12 +257,7 @@ class VideoTextRetrievalInferencer(BaseInferencer):
 
     def _identity(self) -> str:
         """What embeddings of videos depend on."""
-        found = hashlib.blake2b(str(self._steps).encode(), digest_size=16)
-        for key, value in self.retriever.state_dict().items():
-            data = value.cpu().flatten().contiguous().view(torch.uint8)
-            found.update(f'{key} {value.dtype} {value.shape}'.encode())
-            found.update(data.numpy())
-        return found.hexdigest()
+        return f'{self._steps} {digest_of(self.retriever.state_dict())}'
 
     # -------------------------------------------------------------- queries
 

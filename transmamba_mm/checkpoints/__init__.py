@@ -15,7 +15,7 @@ from .formats import FORMATS, CheckpointFormat
 from .layout import NOTE, Stored, check_layout, note_layout
 from .runs import find_latest_checkpoint
 from .tensor_file import write_weights
-from .weights import LazyTensors, read_state_dict
+from .weights import LazyTensors, digest_of, read_state_dict
 
 __all__ = [
     'FORMATS',
@@ -27,6 +27,7 @@ __all__ = [
     'Source',
     'Stored',
     'check_layout',
+    'digest_of',
     'find_latest_checkpoint',
     'fit_names',
     'note_layout',

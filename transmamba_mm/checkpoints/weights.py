@@ -5,11 +5,13 @@ Those of a folder, which may hold several files, are read each time that they
 are asked for, so that those of a large model need not be in memory together.
 """
 
+import hashlib
 import json
 import os.path as osp
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import NamedTuple, Optional, Union
 
+import torch
 from torch import Tensor
 
 from .files import (
@@ -213,3 +215,20 @@ def read_state_dict(
     if folder is not None:
         return folder
     return unwrap_state_dict(read_checkpoint(path), path, ema)
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """What tells weights from any others, names and kinds of number included.
+
+    Args:
+        tensors (Mapping[str, Tensor]): The weights, on any device.
+
+    Returns:
+        str: BLAKE2b in hexadecimal digits.
+    """
+    found = hashlib.blake2b()
+    for name, value in tensors.items():
+        data = value.cpu().flatten().contiguous().view(torch.uint8)
+        found.update(f'{name} {value.dtype} {value.shape}'.encode())
+        found.update(data.numpy())
+    return found.hexdigest()

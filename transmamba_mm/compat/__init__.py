@@ -24,6 +24,7 @@ from .mmcv_images import UnreadableImageError, name_unreadable_images
 from .mmengine_json import write_standard_json
 from .mmengine_subsets import copy_subsets_alone
 from .mmpretrain_multimodal import guard_multimodal
+from .mmpretrain_wrappers import rename_wrapped_models
 from .mmrazor_kd import ensure_mmrazor
 from .mmrazor_lazy import accept_classes
 
@@ -45,6 +46,7 @@ __all__ = [
     'name_unreadable_images',
     'prepare_cpu_launch',
     'read_annotations_as_data',
+    'rename_wrapped_models',
     'spare_transformers',
     'write_standard_json',
 ]
@@ -63,6 +65,7 @@ _CURES = {
     'mmcv unreadable images': name_unreadable_images,
     'mmengine json': write_standard_json,
     'mmengine subsets': copy_subsets_alone,
+    'mmpretrain wrapped models': rename_wrapped_models,
 }
 
 _status: dict[str, str] = {}

@@ -3,13 +3,11 @@
 
 16 positions may be 4x4 or 2x8, which no tensor tells. So the patch embeddings
 of mmpretrain and timm note their grid in the ``_metadata`` of state dicts,
-which files keep, and so does ``TimmClassifier``, which would drop it.
+which files keep.
 """
 
 import functools
-import re
 import sys
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Optional
 
@@ -54,25 +52,6 @@ def _note_grids(kind: type[nn.Module], attribute: str) -> None:
     kind._save_to_state_dict = save_with_grid
 
 
-def _keep_notes(kind: type[nn.Module]) -> None:
-    """Makes a classifier that renames its tensors rename notes likewise."""
-    rename = kind._remove_state_dict_prefix
-
-    @functools.wraps(rename)
-    def rename_all(
-        module: nn.Module, state_dict: Any, prefix: str, metadata: dict
-    ) -> Any:
-        result = rename(module, state_dict, prefix, metadata)
-        inside = re.compile(rf'^{re.escape(prefix)}model\.')
-        result._metadata = OrderedDict(
-            (inside.sub(prefix, f'{name}.')[:-1], note)
-            for name, note in getattr(state_dict, '_metadata', {}).items()
-        )
-        return result
-
-    kind._remove_state_dict_prefix = staticmethod(rename_all)
-
-
 @functools.cache
 def _note_grids_of_timm() -> None:
     from timm.layers import PatchEmbed
@@ -93,7 +72,6 @@ def _note_when_built(kind: type[nn.Module]) -> None:
 
 
 _note_grids(PatchEmbed, 'init_out_size')
-_keep_notes(TimmClassifier)
 # timm is optional, and not imported in vain.
 if 'timm.layers' in sys.modules:
     _note_grids_of_timm()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from transmamba_mm.checkpoints import (
     CheckpointError,
+    digest_of,
     fit_names,
     read_declared,
     read_state_dict,
@@ -169,18 +170,15 @@ class TeacherBranch:
     def _identity(self, recorder: BaseRecorder) -> dict[str, str]:
         """What a recorder's records depend on, but for the images."""
         read = self.read_by([recorder])
-        weights, structure = hashlib.blake2b(), hashlib.blake2b()
+        weights, structure = [], hashlib.blake2b()
         for name in read:
-            for key, value in self.teachers[name].state_dict().items():
-                data = value.cpu().flatten().contiguous().view(torch.uint8)
-                weights.update(f'{key} {value.dtype} {value.shape}'.encode())
-                weights.update(data.numpy())
+            weights.append(digest_of(self.teachers[name].state_dict()))
             for key, module in self.teachers[name].named_modules():
                 public = _settings_of(module, private=False)
                 structure.update(f'{key} {public}'.encode())
         return {
             'recorder': _settings_of(recorder, private=True),
-            'weights of the teacher': weights.hexdigest(),
+            'weights of the teacher': ' '.join(weights),
             'structure of the teacher': structure.hexdigest(),
             'input of the teacher': str([self.inputs[x].format for x in read]),
         }
