@@ -22,9 +22,12 @@ ALL = sorted(
 )
 #: Classifiers at 224 pixels.
 LARGE = [
-    name for name in ALL if not name.startswith(('quickstart/', 'retrieval/'))
+    name
+    for name in ALL
+    if not name.startswith(('quickstart/', 'retrieval/', 'vqa/'))
 ]
 RETRIEVAL = [name for name in ALL if name.startswith('retrieval/')]
+VQA = [name for name in ALL if name.startswith('vqa/')]
 TOY_VIDEOS = [name for name in ALL if 'toy-videos' in name]
 DISTILLED = [name for name in LARGE if '/transmamba_' in name]
 PLAIN = [name for name in LARGE if name not in DISTILLED]
@@ -51,9 +54,16 @@ def read(name):
 def build(cfg, device='meta'):
     """The model, as the Runner builds it.
 
-    PyTorch's meta device takes no memory.
+    PyTorch's meta device takes no memory. Bytes stand for tokenizers that
+    are files, settings for language models that are.
     """
     model = deepcopy(cfg.model)
+    for part in (model, model.get('architecture'), model.get('teacher')):
+        if part and 'tokenizer' in part:
+            part.tokenizer = dict(type='transmamba.ByteTokenizer')
+        if part and part.get('lang_encoder', {}).get('load_pretrained'):
+            llava = read('_base_/teachers/llava_llama3_2_3b.py').teacher
+            part.lang_encoder = deepcopy(llava.lang_encoder)
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', deepcopy(cfg.data_preprocessor))
     with torch.device(device):

@@ -17,6 +17,7 @@ from config_cases import (
     PLAIN,
     RETRIEVAL,
     TOY_VIDEOS,
+    VQA,
     bases,
     build,
     count,
@@ -93,7 +94,7 @@ def test_both_losses_are_explained_by_five_files(name):
         for path in (BASE / 'models').glob('*.py')
         # One has no backbone, the other no head, and some are no classifiers.
         if path.stem not in ('classifier_224', 'vit_tiny_timm_96')
-        and not re.search('clip|toy', path.stem)
+        and not re.search('clip|llava|toy', path.stem)
     ),
 )
 def test_a_recipe_is_its_parts_and_what_differs(part, tmp_path):
@@ -138,7 +139,7 @@ model = dict(
 
 @pytest.mark.parametrize('data', ['cifar100', 'imagenet100', 'imagenet1k'])
 @pytest.mark.parametrize(
-    'pair', [p.stem for p in PAIRS if not p.stem.startswith('clip4clip')]
+    'pair', [p.stem for p in PAIRS if not re.match('clip4clip|llava', p.stem)]
 )
 def test_each_pair_has_a_distillation_and_a_baseline(pair, data):
     assert f'transmamba/transmamba_{pair}_8xb64-300e_{data}.py' in ALL
@@ -288,8 +289,10 @@ def decays(model, cfg):
     }
 
 
-# Models of retrieval have the names of CLIP's authors.
-@pytest.mark.parametrize('name', sorted({*ALL} - {*RETRIEVAL, *TOY_VIDEOS}))
+# Models of retrieval have the names of CLIP's authors, LLaVA has no decay.
+@pytest.mark.parametrize(
+    'name', sorted({*ALL} - {*RETRIEVAL, *TOY_VIDEOS, *VQA})
+)
 def test_weight_decay(name):
     """Not vectors, positions, class tokens; state spaces if authors do."""
     cfg = read(name)

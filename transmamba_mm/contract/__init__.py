@@ -6,6 +6,7 @@ in :mod:`.families`; :mod:`.roles` is the vocabulary of their parameters,
 :mod:`.sites` that of what can be read while they run.
 """
 
+from .answers import AnswerReader, Answers
 from .embedding_head import EmbeddingHead
 from .families import FAMILIES, TeacherError, TeacherFamily, register
 from .frames import PerFrame
@@ -23,6 +24,8 @@ from .weights import TeacherWeights, read_teacher
 
 __all__ = [
     'FAMILIES',
+    'AnswerReader',
+    'Answers',
     'DirectionTap',
     'DirectionTaps',
     'EmbeddingHead',

@@ -2,19 +2,12 @@
 """The part of a retrieval model that others may read its embeddings from."""
 
 from abc import abstractmethod
-from typing import Any, Optional
+from typing import Optional
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .records import Embeddings
-from .sites import LOGITS
-
-#: Of a model that is asked for embeddings.
-NO_EMBEDDINGS = (
-    '{} has no embeddings: they are a site of retrieval models, such as '
-    'transmamba.VideoTextRetriever'
-)
 
 
 class EmbeddingHead(BaseModule):
@@ -45,10 +38,3 @@ def embedding_head(model: nn.Module) -> Optional[EmbeddingHead]:
     """The embedding head of a model; None if it is no retrieval model."""
     found = (x for x in model.modules() if isinstance(x, EmbeddingHead))
     return next(found, None)
-
-
-def scores_of(site: str, output: Any) -> Any:
-    """The record of logits or embeddings, of what a model's head gives."""
-    if site == LOGITS and isinstance(output, Embeddings):
-        return output.logits
-    return output

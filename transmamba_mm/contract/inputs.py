@@ -29,7 +29,7 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         Tensor: Of the same rank.
     """
-    if tuple(images.shape[-2:]) == size:
+    if tuple(images.shape[-2:]) == size or not len(images):
         return images
     if images.dim() == 5:
         frames = resized(images.transpose(1, 2).flatten(0, 1), size)
@@ -170,8 +170,11 @@ class TeacherInput:
     def __call__(self, images: Any) -> Any:
         """The student's images or videos, as the teacher wants them.
 
-        What is no tensor, the dict of a language model, goes as it is.
+        A list holds those of each sample. What else is no tensor, the dict
+        of a language model, goes as it is.
         """
+        if isinstance(images, (list, tuple)):
+            return [self(each) for each in images]
         if not isinstance(images, Tensor):
             return images
         channels = images.shape[1]

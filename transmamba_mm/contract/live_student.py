@@ -11,19 +11,20 @@ from torch import Tensor, nn
 
 from transmamba_mm.ops import linear
 
-from .embedding_head import NO_EMBEDDINGS, embedding_head, scores_of
+from .embedding_head import embedding_head
 from .linear import is_linear
 from .records import TokenRecord
+from .scoring import LACKS, scores_of, scoring_part
 from .sequences import flat_logits, valid_of
 from .sites import (
     BC,
-    EMBEDDINGS,
     IMAGES,
     LABELS,
     LIFTED,
     LOGITS,
     MIXER_INPUTS,
     MIXERS,
+    SCORES,
     STREAMS,
     STUDENT_SITES,
     TOKENS,
@@ -168,13 +169,13 @@ class Student:
         check_site(site, STUDENT_SITES, 'student')
         if site in (IMAGES, LABELS):
             return {site: self._model}
-        if site in (LOGITS, EMBEDDINGS):
-            embeds = embedding_head(self._model)
-            if embeds is not None:
-                return {site: embeds}
-            if site == EMBEDDINGS:
+        if site in SCORES:
+            found = scoring_part(self._model, site)
+            if found is not None:
+                return {site: found}
+            if site != LOGITS:
                 raise ValueError(
-                    NO_EMBEDDINGS.format(type(self._model).__name__)
+                    LACKS[site].format(type(self._model).__name__)
                 )
             head = list(self._part('head').values())
             if not head:
@@ -235,14 +236,14 @@ class Student:
                 :meth:`modules_of`.
 
         Returns:
-            Tensor | Embeddings | list[TokenRecord]: Images, labels, logits
-            or embeddings, or a record for each layer; one for ``'tokens'``
-            and ``'lifted'``.
+            Tensor | Embeddings | Answers | list[TokenRecord]: Images, labels,
+            logits, embeddings or answers, or a record for each layer; one
+            for ``'tokens'`` and ``'lifted'``.
 
         Raises:
             ValueError: If labels are read that the images do not have.
         """
-        if site in (LOGITS, EMBEDDINGS):
+        if site in SCORES:
             found = scores_of(site, seen[site].output)
             if '0' in seen:
                 found = flat_logits(found, valid_of(seen['0'].inputs))

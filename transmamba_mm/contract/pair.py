@@ -7,10 +7,11 @@ from typing import Optional
 from mmrazor.models.algorithms import SingleTeacherDistill
 from torch import nn
 
+from .answers import answer_reader
 from .inputs import input_size
 from .live_student import Student
 from .teacher import Teacher
-from .teachers import teacher_at
+from .teachers import teacher_at, teachers_of
 
 
 class Pair:
@@ -19,12 +20,24 @@ class Pair:
     Args:
         student (nn.Module): The model that holds the student.
         teacher (nn.Module): The model that holds the teacher.
+
+    Raises:
+        ValueError: If both answer questions, and spell them otherwise.
     """
 
     # Not a module: who keeps it does not own the models.
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         self._student = student
         self._teacher = teacher
+        ours = answer_reader(student)
+        for name, each in teachers_of(teacher).items():
+            theirs = answer_reader(each)
+            if ours and theirs and ours.spelling != theirs.spelling:
+                raise ValueError(
+                    f'the student and the teacher{name and f" {name}"} make '
+                    f'other tokens of the same conversation: give both the '
+                    f'same tokenizer, prompt_tmpl and system'
+                )
 
     def student(self, backbone: Optional[str] = None) -> Student:
         """The student, by the name of its module where there are several.

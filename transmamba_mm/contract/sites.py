@@ -6,7 +6,10 @@
 ``labels``      Their classes (B,), or scores (B, K) where they are mixed.
 ``logits``      Class scores (B, K); of a retrieval model the scores (B, B) of
                 each text with each video; of a language model those of each
-                token that is no padding, (M, V).
+                token that is no padding, (M, V), or of a model that answers
+                questions those of the answers alone.
+``answers``     What these are computed from,
+                :class:`~transmamba_mm.contract.Answers`.
 ``embeddings``  A retrieval model's texts and videos in their common space,
                 :class:`~transmamba_mm.contract.Embeddings`.
 ``tokens``      Tokens after the last layer and the final norm.
@@ -33,6 +36,7 @@ IMAGES = 'images'
 LABELS = 'labels'
 LOGITS = 'logits'
 EMBEDDINGS = 'embeddings'
+ANSWERS = 'answers'
 TOKENS = 'tokens'
 LIFTED = 'lifted'
 LAYERS = 'layers'
@@ -42,7 +46,9 @@ MIXER_INPUTS = 'mixer_inputs'
 BC = 'bc'
 QKV = 'qkv'
 
-_BOTH = (LOGITS, EMBEDDINGS, TOKENS, LAYERS, STREAMS, MIXERS, MIXER_INPUTS)
+#: Those that are read of a model's head.
+SCORES = (LOGITS, EMBEDDINGS, ANSWERS)
+_BOTH = (*SCORES, TOKENS, LAYERS, STREAMS, MIXERS, MIXER_INPUTS)
 STUDENT_SITES = (IMAGES, LABELS, *_BOTH, LIFTED, BC)
 TEACHER_SITES = (*_BOTH, QKV)
 

@@ -14,18 +14,18 @@ import torch.nn.functional as F
 from mmpretrain.models import ImageClassifier, TimmClassifier
 from torch import Tensor, nn
 
-from .embedding_head import NO_EMBEDDINGS, embedding_head, scores_of
 from .families import TeacherError, find_transformer
 from .frames import PerFrame, joined_frames
 from .records import Grid, TokenRecord
+from .scoring import LACKS, scores_of, scoring_part
 from .sequences import flat_logits
 from .sites import (
-    EMBEDDINGS,
     LAYERS,
     LOGITS,
     MIXER_INPUTS,
     MIXERS,
     QKV,
+    SCORES,
     STREAMS,
     TEACHER_SITES,
     TOKENS,
@@ -101,7 +101,8 @@ class Teacher:
         )
         self.embed_dims = self.layer_dims[-1]
         self.grid = found.grid(self._parameters, self._modules)
-        self._embeds = embedding_head(teacher_at(model, backbone)[0])
+        one, _ = teacher_at(model, backbone)
+        self._scores = {site: scoring_part(one, site) for site in SCORES}
         self._frames = self._find_frames()
         self.num_extra_tokens = found.num_extra_tokens(self._parameters)
 
@@ -214,7 +215,10 @@ class Teacher:
             TeacherError: If the teacher has no such site.
         """
         check_site(site, TEACHER_SITES, 'teacher')
-        if site in (LOGITS, EMBEDDINGS):
+        if site in SCORES:
+            found = self._scores[site]
+            if found is not None:
+                return {site: found}
             return {site: self._scoring_module(site), **self._sequence()}
         if site == QKV:
             self.parameter('layers.0.qkv.weight')  # or it has no such site
@@ -246,10 +250,8 @@ class Teacher:
         }
 
     def _scoring_module(self, site: str) -> nn.Module:
-        if self._embeds is not None:
-            return self._embeds
-        if site == EMBEDDINGS:
-            raise TeacherError(NO_EMBEDDINGS.format(self._type))
+        if site != LOGITS:
+            raise TeacherError(LACKS[site].format(self._type))
         family = self.family
         for name in family.places(family.logits, self._prefix):
             if name in self._modules:
@@ -270,14 +272,15 @@ class Teacher:
                 :meth:`modules_of`.
 
         Returns:
-            Tensor | Embeddings | list[TokenRecord]: Logits (B, K),
-            embeddings, or a record for each layer; one for ``'tokens'``. Of
+            Tensor | Embeddings | Answers | list[TokenRecord]: Logits (B, K),
+            embeddings, answers, or a record for each layer; one for
+            ``'tokens'``. Of
             a teacher that runs on each frame of a video for itself the
             records are those of the whole video, see
             :func:`~transmamba_mm.contract.frames.joined_frames`.
         """
         valid = self._valid(seen)
-        if site in (LOGITS, EMBEDDINGS):
+        if site in SCORES:
             found = scores_of(site, seen[site].output)
             return flat_logits(found, valid) if _SEQUENCE in seen else found
         first = None  # a sequence: the grid is its length
@@ -384,9 +387,9 @@ class Scorer:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._embeds = embedding_head(model)
-        if self._embeds is not None:
-            self._scores = self._embeds
+        self._special = {site: scoring_part(model, site) for site in SCORES}
+        if self._special[LOGITS] is not None:
+            self._scores = self._special[LOGITS]
         elif isinstance(model, ImageClassifier) and model.with_head:
             self._scores = model.head
         elif isinstance(model, TimmClassifier):
@@ -400,9 +403,9 @@ class Scorer:
         self._type = type(model).__name__
 
     def modules_of(self, site: str) -> dict[str, nn.Module]:
-        """See :meth:`Teacher.modules_of`; logits and embeddings alone."""
-        if site == EMBEDDINGS and self._embeds is None:
-            raise TeacherError(NO_EMBEDDINGS.format(self._type))
+        """See :meth:`Teacher.modules_of`; scores alone."""
+        if site != LOGITS and self._special[site] is None:
+            raise TeacherError(LACKS[site].format(self._type))
         return {site: self._scores}
 
     def record(self, site: str, seen: Mapping[str, Captured]) -> Any:

@@ -160,17 +160,28 @@ def render(
         step = np.array(MOTIONS[event.motion])
         place = 0.5 + step * along * (0.94 - 2 * radius)
         place[step == 0] = lanes[which]
-        cover = _cover(event.shape, *place, radius, size)[..., None]
-        image += cover * (COLOURS[event.colour] - image)
+        covered = cover(event.shape, *place, radius, size)[..., None]
+        image += covered * (COLOURS[event.colour] - image)
         image += draw.normal(0, 4, image.shape)
         frames.append(image.clip(0, 255).astype(np.uint8))
     return frames
 
 
-def _cover(
+def cover(
     shape: str, x: float, y: float, radius: float, size: int
 ) -> np.ndarray:
-    """How much of each pixel a shape covers (size, size), in 0..1."""
+    """How much of each pixel a shape covers, in 0..1.
+
+    Args:
+        shape (str): One of :data:`SHAPES`.
+        x (float): Its middle from the left, as a share of the image.
+        y (float): Likewise from the top.
+        radius (float): Half of its extent, likewise.
+        size (int): Width and height of the image in pixels.
+
+    Returns:
+        np.ndarray: (size, size).
+    """
     axis = (np.arange(size * _FINE) + 0.5) / (size * _FINE)
     across, down = (axis - x)[None] / radius, (axis - y)[:, None] / radius
     sides = np.maximum(abs(across), abs(down))

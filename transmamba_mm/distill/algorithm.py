@@ -259,13 +259,14 @@ class TransMambaDistill(SingleTeacherDistill):
 
     def loss(
         self,
-        batch_inputs: Tensor,
+        batch_inputs: Union[Tensor, list[Tensor]],
         data_samples: Optional[list[BaseDataElement]] = None,
     ) -> dict[str, Tensor]:
         """Computes task and distillation losses.
 
         Args:
-            batch_inputs (Tensor): Images (B, 3, H, W).
+            batch_inputs (Tensor | list[Tensor]): Images (B, 3, H, W), or of
+                each sample (n, 3, H, W).
             data_samples (list[BaseDataElement], optional): Annotations.
 
         Returns:

@@ -26,7 +26,7 @@ from transmamba_mm.contract import (
     teacher_at,
 )
 from transmamba_mm.contract.sequences import valid_of
-from transmamba_mm.contract.sites import EMBEDDINGS, LOGITS, Captured
+from transmamba_mm.contract.sites import SCORES, Captured
 from transmamba_mm.contract.teacher import Scorer
 from transmamba_mm.registry import TASK_UTILS
 
@@ -194,7 +194,7 @@ class TeacherSiteRecorder(SiteRecorder):
             named = self.backbone is not None or isinstance(model, Teachers)
             one, _ = teacher_at(model, self.backbone)
             # Its scores are enough, be it a convolutional network.
-            scored = self.source in (LOGITS, EMBEDDINGS)
+            scored = self.source in SCORES
             if not scored or (named and one is model):
                 raise
             return Scorer(one)

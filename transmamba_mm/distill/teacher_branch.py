@@ -20,6 +20,7 @@ from transmamba_mm.checkpoints import (
     read_state_dict,
 )
 from transmamba_mm.contract import TeacherInput, teachers_of
+from transmamba_mm.contract.answers import answer_reader
 from transmamba_mm.contract.embedding_head import embedding_head
 from transmamba_mm.contract.sites import LOGITS
 
@@ -66,7 +67,7 @@ class TeacherBranch:
         self,
         distiller: ConfigurableDistiller,
         losses: Sequence[str],
-        images: Tensor,
+        images: Union[Tensor, list[Tensor]],
         samples: Optional[list[BaseDataElement]],
     ) -> None:
         """Fills the recorders of the teachers that these losses read.
@@ -74,7 +75,8 @@ class TeacherBranch:
         Args:
             distiller (ConfigurableDistiller): Whose recorders.
             losses (Sequence[str]): Names of the losses that count now.
-            images (Tensor): The student's batch (B, C, H, W).
+            images (Tensor | list[Tensor]): The student's batch
+                (B, C, H, W), or the images (n, C, H, W) of each sample.
             samples (list[BaseDataElement], optional): Annotations.
         """
         read = recorders_read(distiller, losses, student=False)
@@ -133,6 +135,11 @@ class TeacherBranch:
                 'mixup and cutmix mix images anew in every batch, which no '
                 'teacher cache can hold: leave out train_cfg of the student, '
                 'or the cache'
+            )
+        if any(map(answer_reader, self.teachers.values())):
+            raise ValueError(
+                'a teacher cache is for images, not for conversations, '
+                'which differ in length: leave out the cache'
             )
         losses = list(distiller.loss_forward_mappings)
         read = recorders_read(distiller, losses, student=False)

@@ -5,7 +5,9 @@ colour, and answers are to be short.
 """
 
 data_preprocessor = dict(
-    mean=[122.771, 116.746, 104.094], std=[68.501, 66.632, 70.323]
+    mean=[122.771, 116.746, 104.094],
+    std=[68.501, 66.632, 70.323],
+    to_rgb=True,
 )
 
 load_square = [

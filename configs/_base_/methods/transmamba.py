@@ -15,10 +15,10 @@ search one to four times the one that is best without a teacher.
 """
 
 
-def _recipe(mixers_first):
+def _recipe(mixers_first, logits='LogitsKD'):
     methods = [
         dict(type='transmamba.HiddenStates'),
-        dict(type='transmamba.LogitsKD', tau=2.0, in_alpha=True),
+        dict(type=f'transmamba.{logits}', tau=2.0, in_alpha=True),
     ]
     phases = []
     if mixers_first:
@@ -45,3 +45,6 @@ transmamba = _recipe(mixers_first=0.25)
 transmamba_long = _recipe(mixers_first=0.05)
 # For students of few layers.
 transmamba_shallow = _recipe(mixers_first=None)
+# For models that answer questions; the length of the mixers' turn is not
+# measured.
+transmamba_answers = _recipe(mixers_first=0.05, logits='AnswerLogitsKD')

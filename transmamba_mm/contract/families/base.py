@@ -157,6 +157,11 @@ class Found(NamedTuple):
         pattern = self.prefix + self.family.layers
         return [pattern.format(*place) for place in self.places]
 
+    @property
+    def is_language_model(self) -> bool:
+        """bool: Whether it embeds tokens of a text."""
+        return 'embed' in self.family.outer.values()
+
     def roles(
         self,
         tensors: Mapping[str, Tensor],

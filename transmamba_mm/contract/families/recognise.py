@@ -32,7 +32,8 @@ def find_transformer(
     Args:
         tensors (Mapping[str, Tensor]): Parameters, and buffers, by name.
         backbone (str, optional): Name of its module, or of one around it,
-            where there are several.
+            where there are several. Without it a language model comes before
+            the towers that it reads.
         where (str): What the names belong to, for messages.
         modules (Mapping[str, nn.Module], optional): The modules of a live
             model by name.
@@ -56,6 +57,8 @@ def find_transformer(
         found = [x for x in found if not x.family.not_copied]
     flaws = [next(_flaws(x, tensors, modules, to_copy), None) for x in found]
     fitting = [x for x, flaw in zip(found, flaws) if flaw is None]
+    if len(fitting) > 1:
+        fitting = [x for x in fitting if x.is_language_model] or fitting
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

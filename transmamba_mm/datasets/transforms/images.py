@@ -71,8 +71,8 @@ class PackConversation(BaseTransform):
     """Packs images and turns for a model.
 
     ``inputs`` is a uint8 tensor (n, 3, H, W), n being 0 where there are no
-    images; the data sample has ``turns`` and, as meta data, ``id`` and
-    ``img_paths``.
+    images; the data sample has ``turns``, the last of their answers as
+    ``gt_answer`` and, as meta data, ``id`` and ``img_paths``.
 
     Raises:
         ValueError: If the images of a sample differ in size, naming them.
@@ -93,5 +93,6 @@ class PackConversation(BaseTransform):
         sample = DataSample(
             metainfo={key: results[key] for key in ('id', 'img_paths')},
             turns=results['turns'],
+            gt_answer=results['turns'][-1][1],
         )
         return dict(inputs=inputs, data_samples=sample)

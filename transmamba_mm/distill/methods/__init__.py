@@ -5,6 +5,7 @@ A file registers one :class:`DistillMethod` in ``TASK_UTILS``, maybe with a
 loss of its own in ``MODELS``; nothing else need know it.
 """
 
+from .answer_logits import AnswerLogitsKD, AnswerLogitsLoss
 from .base import DistillMethod, Reading
 from .bridge import AttentionBridge, BridgeLoss, BridgeMLPs
 from .direction import DirectionalMixerLoss, DirectionalMixerMatching
@@ -28,6 +29,8 @@ __all__ = [
     'AdaptiveBidirectional',
     'AdaptiveBidirectionalDistill',
     'AdaptiveTargetLoss',
+    'AnswerLogitsKD',
+    'AnswerLogitsLoss',
     'AttentionBridge',
     'BridgeLoss',
     'BridgeMLPs',

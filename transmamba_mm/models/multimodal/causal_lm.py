@@ -26,7 +26,8 @@ class TransformersCausalLM(BaseModule):
 
     Raises:
         ValueError: If the file lacks weights of the model, there is no file
-            to load, or no such ``dtype``.
+            to load, no such ``dtype``, or, at the first pass, if its logits
+            are not what its head gives.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class TransformersCausalLM(BaseModule):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         super().__init__()
+        self._known_head = False
         kind = getattr(torch, str(dtype), None)
         if not isinstance(kind, torch.dtype):
             raise ValueError(
@@ -67,6 +69,11 @@ class TransformersCausalLM(BaseModule):
         else:
             config = AutoConfig.for_model(**name_or_path)
         self.model = AutoModelForCausalLM.from_config(config).to(kind)
+
+    @property
+    def head(self) -> nn.Module:
+        """nn.Module: Gives the logits (..., V) of what it reads."""
+        return self.model.get_output_embeddings()
 
     def init_weights(self) -> None:
         """Does nothing: transformers draws or loads what it builds."""
@@ -103,15 +110,52 @@ class TransformersCausalLM(BaseModule):
         Returns:
             Tensor: Logits (B, L, V).
         """
+        return self.head(
+            self.features(input_ids, attention_mask, inputs_embeds)
+        )
+
+    def features(
+        self,
+        input_ids: Optional[Tensor] = None,
+        attention_mask: Optional[Tensor] = None,
+        inputs_embeds: Optional[Tensor] = None,
+        image_mask: Optional[Tensor] = None,
+        question_mask: Optional[Tensor] = None,
+    ) -> Tensor:
+        """What the head reads, (B, L, C); see :meth:`forward`."""
         if attention_mask is not None:
             attention_mask = attention_mask.long()
-        found = self.model(
+        inputs = dict(
             input_ids=input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             use_cache=False,
         )
-        return found.logits
+        if not self._known_head:
+            self._check_head(
+                {
+                    k: x[:1, :1]
+                    for k, x in inputs.items()
+                    if isinstance(x, Tensor)
+                }
+            )
+        return self.model.base_model(**inputs).last_hidden_state
+
+    @torch.no_grad()
+    def _check_head(self, inputs: dict[str, Tensor]) -> None:
+        """Refuses a model that scales or caps what its head gives."""
+        training = self.model.training
+        self.model.eval()
+        whole = self.model(**inputs).logits
+        ours = self.head(self.model.base_model(**inputs).last_hidden_state)
+        self.model.train(training)
+        if not torch.allclose(whole, ours):
+            raise ValueError(
+                f'{type(self.model).__name__} changes the logits that its '
+                f'head gives (a scale or a cap): such models are not '
+                f'supported'
+            )
+        self._known_head = True
 
     def generate(
         self,

@@ -8,7 +8,9 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from .prompts import IGNORED, IMAGE_ID, Prompt
+from transmamba_mm.contract.answers import IGNORED
+
+from .prompts import IMAGE_ID, Prompt
 
 
 @dataclass(frozen=True)

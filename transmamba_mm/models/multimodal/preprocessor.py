@@ -2,36 +2,37 @@
 """From what a data loader gives to the images of each sample."""
 
 from collections.abc import Sequence
+from typing import Optional
 
 import torch
-from mmengine.model import BaseDataPreprocessor
+from mmengine.model import ImgDataPreprocessor
 
 from transmamba_mm.registry import MODELS
 
 
 @MODELS.register_module()
-class ImageSetDataPreprocessor(BaseDataPreprocessor):
+class ImageSetDataPreprocessor(ImgDataPreprocessor):
     """Normalises images, of which samples have several, one or none.
 
     Args:
-        mean (Sequence[float]): Of the channels as the model reads them.
-            Defaults to CLIP's, R, G, B.
-        std (Sequence[float]): Likewise.
-        to_rgb (bool): Whether images come as BGR, as mmcv loads them.
-            Defaults to True.
+        mean (Sequence[float], optional): Of the channels as the model reads
+            them. Defaults to None: nothing is normalised. A teacher that
+            says nothing of it sees what its student sees.
+        std (Sequence[float], optional): Likewise.
+        to_rgb (bool): Whether to turn BGR, as mmcv loads images, into RGB.
+            Defaults to False.
     """
 
     def __init__(
         self,
-        mean: Sequence[float] = (122.771, 116.746, 104.094),
-        std: Sequence[float] = (68.501, 66.632, 70.323),
-        to_rgb: bool = True,
+        mean: Optional[Sequence[float]] = None,
+        std: Optional[Sequence[float]] = None,
+        to_rgb: bool = False,
     ) -> None:
-        super().__init__()
-        self.to_rgb = to_rgb
-        for name, values in (('mean', mean), ('std', std)):
-            values = torch.tensor(values, dtype=torch.float32)
-            self.register_buffer(name, values.view(-1, 1, 1), persistent=False)
+        mean, std = (
+            values and [float(x) for x in values] for values in (mean, std)
+        )
+        super().__init__(mean, std, bgr_to_rgb=to_rgb)
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Moves a batch to the device and normalises it.
@@ -50,10 +51,15 @@ class ImageSetDataPreprocessor(BaseDataPreprocessor):
         samples = data.get('data_samples')
         inputs = data.get('inputs')
         if inputs is None:
-            inputs = [self.mean.new_empty(0, 3, 1, 1)] * len(samples)
+            inputs = [torch.empty(0, 3, 1, 1, device=self.device)]
+            inputs = inputs * len(samples)
         images = []
         for each in inputs:
             each = each.unsqueeze(0) if each.dim() == 3 else each
-            each = each.flip(1) if self.to_rgb else each
-            images.append((each.to(self.mean.dtype) - self.mean) / self.std)
+            each = each.flip(1) if self._channel_conversion else each
+            if self._enable_normalize:
+                each = (each.to(self.mean.dtype) - self.mean) / self.std
+            images.append(
+                each.to(torch.promote_types(each.dtype, torch.float))
+            )
         return dict(inputs=images, data_samples=samples)

@@ -9,12 +9,12 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from transmamba_mm.contract.answers import IGNORED
+
 #: Where an image stands in a question.
 IMAGE = '<image>'
 #: Its id, until the tokens of the image take its place.
 IMAGE_ID = -200
-#: Label of a token that no loss reads, PyTorch's.
-IGNORED = -100
 
 #: A question and its answer, None where it is to be found.
 Turn = tuple[str, Optional[str]]

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from transmamba_mm.checkpoints import Source, read_state_dict, strip_prefix
 from transmamba_mm.checkpoints.load import check_match, refuse_foreign
 from transmamba_mm.checks import check_int
+from transmamba_mm.contract import AnswerReader, Answers
 from transmamba_mm.contract.start_values import StrictPretrained
+from transmamba_mm.ops.chunks import summed_in_chunks
 from transmamba_mm.registry import MODELS, TOKENIZER
 
-from ..layers.precision import widened
 from .merging import MergedSequences, merge
-from .prompts import IGNORED, PromptTemplate, Turn, turns_of
+from .prompts import PromptTemplate, Turn, turns_of
 
 _PARTS = ('vision_encoder', 'projector', 'lang_encoder')
 
@@ -98,6 +99,9 @@ class TransLlava(StrictPretrained, BaseModel):
             )
         self.tokenizer = TOKENIZER.build(tokenizer)
         self.template = PromptTemplate(self.tokenizer, prompt_tmpl, system)
+        with torch.device('cpu'):  # wherever the model is built
+            spelt = self.template(AnswerReader.CONVERSATION).ids
+        self.answers = AnswerReader(tuple(spelt.tolist()))
         self.num_extra_tokens = check_int(
             'num_extra_tokens', num_extra_tokens, 0
         )
@@ -240,10 +244,10 @@ class TransLlava(StrictPretrained, BaseModel):
                 to ``'tensor'``.
 
         Returns:
-            dict | Sequence[BaseDataElement] | Tensor: Of ``'loss'`` the
+            dict | Sequence[BaseDataElement] | Answers: Of ``'loss'`` the
             loss; of ``'predict'`` the data samples with ``pred_answer``; of
-            ``'tensor'`` the logits (B, L, V) of the whole conversations,
-            padded on the right.
+            ``'tensor'`` what the answers are predicted from; their logits
+            (M, V) are computed when they are asked for.
 
         Raises:
             RuntimeError: If there is no such mode.
@@ -254,7 +258,10 @@ class TransLlava(StrictPretrained, BaseModel):
             return self.predict(inputs, data_samples)
         if mode != 'tensor':
             raise RuntimeError(f'Invalid mode "{mode}".')
-        return self.lang_encoder(**self.merge(inputs, data_samples).inputs)
+        merged = self.merge(inputs, data_samples)
+        language = self.lang_encoder
+        tokens = language.features(**merged.inputs)
+        return self.answers(tokens, merged.labels, language.head)
 
     def loss(
         self,
@@ -262,6 +269,9 @@ class TransLlava(StrictPretrained, BaseModel):
         data_samples: Sequence[BaseDataElement],
     ) -> dict[str, Tensor]:
         """Cross-entropy, the mean over all tokens of answers in the batch.
+
+        Logits are of tokens of answers alone, and never of all of them at a
+        time.
 
         Raises:
             ValueError: If a sample has no answer, or a choice of them.
@@ -272,17 +282,17 @@ class TransLlava(StrictPretrained, BaseModel):
                 raise ValueError(
                     f'to train, {question!r} needs one answer (gt_answer)'
                 )
-        merged = self.merge(inputs, data_samples)
-        logits = self.lang_encoder(**merged.inputs)
-        # What a token is read from stands before it.
-        read = merged.labels[:, 1:].ne(IGNORED)
-        loss = F.cross_entropy(
-            widened(logits[:, :-1][read]),
-            merged.labels[:, 1:][read],
-            reduction='sum',
+        answers: Answers = self(inputs, data_samples)
+        total = summed_in_chunks(
+            lambda tokens, labels: F.cross_entropy(
+                answers.score(tokens), labels, reduction='sum'
+            ),
+            answers.tokens,
+            answers.labels,
+            width=self.lang_encoder.vocab_size,
         )
         # 0 where all answers were cut.
-        return dict(loss=loss / read.sum().clamp(min=1))
+        return dict(loss=total / max(len(answers.labels), 1))
 
     @torch.no_grad()
     def predict(
