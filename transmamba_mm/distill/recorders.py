@@ -267,6 +267,8 @@ class DirectionTapsRecorder(BaseRecorder):
         super().__enter__()
         self._seen = []
         backbone = self._backbone
+        # A language model may run without its head, and its `forward`.
+        self._with_grad = torch.is_grad_enabled()
         self._handles.append(
             backbone.register_forward_pre_hook(self._note_grad_mode)
         )

@@ -21,7 +21,7 @@ _data = dict(
 )
 
 train_dataloader = dict(
-    batch_size=50,
+    batch_size=32,
     num_workers=0,
     persistent_workers=False,
     dataset=dict(

@@ -39,3 +39,7 @@ teacher = dict(
     frozen=(),
     generation_cfg=dict(max_new_tokens=10),
 )
+# What a student has of it beside what subcloning gives its language model.
+subcloning = dict(
+    copies=dict(vision_encoder='vision_encoder', projector='projector')
+)

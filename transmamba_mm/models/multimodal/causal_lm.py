@@ -26,8 +26,8 @@ class TransformersCausalLM(BaseModule):
 
     Raises:
         ValueError: If the file lacks weights of the model, there is no file
-            to load, no such ``dtype``, or, at the first pass, if its logits
-            are not what its head gives.
+            to load, no such ``dtype``, or the logits are not what its head
+            gives.
     """
 
     def __init__(
@@ -39,7 +39,6 @@ class TransformersCausalLM(BaseModule):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         super().__init__()
-        self._known_head = False
         kind = getattr(torch, str(dtype), None)
         if not isinstance(kind, torch.dtype):
             raise ValueError(
@@ -63,12 +62,31 @@ class TransformersCausalLM(BaseModule):
                     f'{name_or_path!r} has no weights for '
                     f'{", ".join(lacking[:3])} ({len(lacking)} tensors)'
                 )
+            self._check_head()
             return
         if isinstance(name_or_path, str):
             config = AutoConfig.from_pretrained(name_or_path)
         else:
             config = AutoConfig.for_model(**name_or_path)
         self.model = AutoModelForCausalLM.from_config(config).to(kind)
+        self._check_head()
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Refuses a model that scales or caps what its head gives."""
+        tokens = torch.arange(2).unsqueeze(0)  # one may be padding, and 0
+        if self.embed_tokens.weight.is_meta:
+            return
+        training = self.model.training
+        self.model.eval()
+        logits = self.model(input_ids=tokens, use_cache=False).logits
+        if not logits.equal(self(tokens)):
+            raise ValueError(
+                f'{type(self.model).__name__} changes the logits that its '
+                f'head gives (a scale or a cap): such models are not '
+                f'supported'
+            )
+        self.model.train(training)
 
     @property
     def head(self) -> nn.Module:
@@ -125,37 +143,12 @@ class TransformersCausalLM(BaseModule):
         """What the head reads, (B, L, C); see :meth:`forward`."""
         if attention_mask is not None:
             attention_mask = attention_mask.long()
-        inputs = dict(
+        return self.model.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             use_cache=False,
-        )
-        if not self._known_head:
-            self._check_head(
-                {
-                    k: x[:1, :1]
-                    for k, x in inputs.items()
-                    if isinstance(x, Tensor)
-                }
-            )
-        return self.model.base_model(**inputs).last_hidden_state
-
-    @torch.no_grad()
-    def _check_head(self, inputs: dict[str, Tensor]) -> None:
-        """Refuses a model that scales or caps what its head gives."""
-        training = self.model.training
-        self.model.eval()
-        whole = self.model(**inputs).logits
-        ours = self.head(self.model.base_model(**inputs).last_hidden_state)
-        self.model.train(training)
-        if not torch.allclose(whole, ours):
-            raise ValueError(
-                f'{type(self.model).__name__} changes the logits that its '
-                f'head gives (a scale or a cap): such models are not '
-                f'supported'
-            )
-        self._known_head = True
+        ).last_hidden_state
 
     def generate(
         self,
