@@ -8,6 +8,7 @@ SETUP_FILES := setup.py pyproject.toml $(sort $(wildcard requirements/*.txt))
 KEY := $(shell cat $(SETUP_FILES) | cksum | cut -d' ' -f1)
 RUNTIME_STAMP := $(VENV)/.installed-$(KEY)
 VIDEO_STAMP := $(VENV)/.installed-video-$(KEY)
+VQA_STAMP := $(VENV)/.installed-vqa-$(KEY)
 TESTS_STAMP := $(VENV)/.installed-tests-$(KEY)
 # Applies to packages that pip builds from source, too.
 PIP := PIP_CONSTRAINT=requirements/constraints.txt \
@@ -18,7 +19,7 @@ SOURCES := $(wildcard benchmarks configs demo docs setup.py tests tools \
 	transmamba_mm)
 
 .DEFAULT_GOAL := test
-.PHONY: test quickstart quickstart-retrieval lint format clean
+.PHONY: test quickstart quickstart-retrieval quickstart-vqa lint format clean
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -28,6 +29,9 @@ quickstart: $(RUNTIME_STAMP)
 
 quickstart-retrieval: $(VIDEO_STAMP)
 	@$(BIN)/python tools/quickstart_retrieval.py
+
+quickstart-vqa: $(VQA_STAMP)
+	@$(BIN)/python tools/quickstart_vqa.py
 
 lint: $(TESTS_STAMP)
 	$(BIN)/ruff check $(SOURCES)
@@ -56,6 +60,10 @@ $(RUNTIME_STAMP): | $(BIN)/python
 
 $(VIDEO_STAMP): | $(BIN)/python
 	$(PIP) -e '.[video]'
+	@touch $@ $(RUNTIME_STAMP)
+
+$(VQA_STAMP): | $(BIN)/python
+	$(PIP) -e '.[vqa]'
 	@touch $@ $(RUNTIME_STAMP)
 
 $(TESTS_STAMP): | $(BIN)/python

@@ -14,7 +14,7 @@ _base_ = [
 custom_hooks = [
     dict(
         type='transmamba.SubcloneInitializer',
-        teacher_ckpt='work_dirs/llava_toy-vqa/epoch_5.pth',
+        teacher_ckpt='work_dirs/llava_toy-vqa/epoch_12.pth',
         teacher=_base_.teacher,
         **_base_.subcloning,
     ),

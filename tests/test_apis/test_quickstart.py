@@ -71,3 +71,22 @@ def test_retrieval_ends_with_json(tmp_path, monkeypatch):
     assert board['metric'] == 't2v/R@1'
     images = {x: row['images'] for x, row in board['contestants'].items()}
     assert images.pop('teacher') == 40 and {*images.values()} == {10}
+
+
+def test_vqa_ends_with_json(tmp_path, monkeypatch):
+    pytest.importorskip('transformers')
+    monkeypatch.chdir(tmp_path)
+    short = '--seeds 1 --teacher-epochs 1 --student-epochs 1 --images 64'
+    tool = ForkedTool(
+        tmp_path,
+        'quickstart_vqa',
+        *(*short.split(), '--workers', '1', '--out-dir', tmp_path / 'out'),
+    )
+    last = json.loads(tool.wait().splitlines()[-1])
+    grid = quickstart.make_vqa_grid(1, 1, 1)
+    assert list(last) == [each.name for each in grid.contestants]
+    assert all(0 <= value <= 100 for value in last.values())
+    board = json.loads((tmp_path / 'out' / 'leaderboard.json').read_text())
+    assert board['metric'] == 'vqa/accuracy'
+    images = {x: row['images'] for x, row in board['contestants'].items()}
+    assert images.pop('teacher') == 64 and {*images.values()} == {16}

@@ -29,6 +29,7 @@ LARGE = [
 RETRIEVAL = [name for name in ALL if name.startswith('retrieval/')]
 VQA = [name for name in ALL if name.startswith('vqa/')]
 TOY_VIDEOS = [name for name in ALL if 'toy-videos' in name]
+TOY_VQA = [name for name in ALL if 'toy-vqa' in name]
 DISTILLED = [name for name in LARGE if '/transmamba_' in name]
 PLAIN = [name for name in LARGE if name not in DISTILLED]
 #: Recipes of the models' authors; all others have TransMamba's settings.

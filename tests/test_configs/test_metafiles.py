@@ -23,7 +23,7 @@ ENTRIES = [
 ]
 
 
-QUICKSTART = '_digits|_toy-videos'
+QUICKSTART = '_digits|_toy-v'
 
 
 def name_of(entry):

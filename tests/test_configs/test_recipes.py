@@ -17,6 +17,7 @@ from config_cases import (
     PLAIN,
     RETRIEVAL,
     TOY_VIDEOS,
+    TOY_VQA,
     VQA,
     bases,
     build,
@@ -291,7 +292,7 @@ def decays(model, cfg):
 
 # Models of retrieval have the names of CLIP's authors, LLaVA has no decay.
 @pytest.mark.parametrize(
-    'name', sorted({*ALL} - {*RETRIEVAL, *TOY_VIDEOS, *VQA})
+    'name', sorted({*ALL} - {*RETRIEVAL, *TOY_VIDEOS, *TOY_VQA, *VQA})
 )
 def test_weight_decay(name):
     """Not vectors, positions, class tokens; state spaces if authors do."""

@@ -14,6 +14,7 @@ from transmamba_mm.arena import (
     write_report,
 )
 from transmamba_mm.datasets.toy_videos import make_toy_videos
+from transmamba_mm.datasets.toy_vqa import make_toy_vqa
 
 from .model_hub import find_model_index
 
@@ -29,8 +30,8 @@ STUDENTS = {
 }
 #: What the last line of the output holds.
 REPORTED = ('teacher', 'scratch', 'logits_kd', 'subclone_only', 'transmamba')
-#: Where the configs look for the toy videos.
-TOY_VIDEOS = 'data/toy_videos'
+#: Where the configs look for the toy videos and the toy questions.
+TOY_VIDEOS, TOY_VQA = 'data/toy_videos', 'data/toy_vqa'
 
 
 def _epochs(number: int) -> dict[str, int]:
@@ -83,8 +84,21 @@ def make_retrieval_grid(
     Returns:
         Grid: The grid.
     """
+    return _arena('toy_videos', seeds, teacher_epochs, student_epochs)
+
+
+def make_vqa_grid(
+    seeds: int = 3, teacher_epochs: int = 12, student_epochs: int = 5
+) -> Grid:
+    """Likewise on toy questions, see ``configs/arena/toy_vqa.py``."""
+    return _arena('toy_vqa', seeds, teacher_epochs, student_epochs)
+
+
+def _arena(
+    name: str, seeds: int, teacher_epochs: int, student_epochs: int
+) -> Grid:
     root = _configs()
-    grid = read_grid(str(root / 'arena' / 'toy_videos.py'), seeds)
+    grid = read_grid(str(root / 'arena' / f'{name}.py'), seeds)
     epochs = {'teacher': _epochs(teacher_epochs)}
     contestants = [
         replace(
@@ -146,6 +160,32 @@ def quickstart_retrieval(
     make_toy_videos(TOY_VIDEOS, num_train=clips)
     grid = make_retrieval_grid(**settings)
     return _run(grid, 'quickstart-retrieval', out_dir, workers)
+
+
+def quickstart_vqa(
+    out_dir: Optional[str] = None,
+    workers: Optional[int] = None,
+    images: int = 6000,
+    **settings,
+) -> dict[str, float]:
+    """Likewise on toy questions, which are made first.
+
+    Args:
+        out_dir (str, optional): See :func:`quickstart`; below
+            ``work_dirs/quickstart-vqa``.
+        workers (int, optional): See :func:`~transmamba_mm.arena.run_grid`.
+        images (int): Images to train the teacher on; students have a quarter.
+        settings: See :func:`make_vqa_grid`.
+
+    Returns:
+        dict[str, float]: Mean share of right answers in percent.
+
+    Raises:
+        SystemExit: If a run failed.
+    """
+    print(f'Arena on toy questions, made in {TOY_VQA}', flush=True)
+    make_toy_vqa(TOY_VQA, num_train=images)
+    return _run(make_vqa_grid(**settings), 'quickstart-vqa', out_dir, workers)
 
 
 def _configs() -> Path:

@@ -7,17 +7,18 @@ that the training does not have.
 
 data_preprocessor = dict(mean=[60.0] * 3, std=[60.0] * 3, to_rgb=True)
 
-_pipeline = [
+test_pipeline = [
     dict(
         type='transmamba.EachImage',
         transforms=[dict(type='LoadImageFromFile')],
     ),
     dict(type='transmamba.PackConversation'),
 ]
+train_pipeline = test_pipeline
 _data = dict(
     type='transmamba.LLaVAInstructDataset',
     data_root='data/toy_vqa',
-    pipeline=_pipeline,
+    pipeline=test_pipeline,
 )
 
 train_dataloader = dict(
