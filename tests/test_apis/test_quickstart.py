@@ -76,7 +76,7 @@ def test_retrieval_ends_with_json(tmp_path, monkeypatch):
 def test_vqa_ends_with_json(tmp_path, monkeypatch):
     pytest.importorskip('transformers')
     monkeypatch.chdir(tmp_path)
-    short = '--seeds 1 --teacher-epochs 1 --student-epochs 1 --images 64'
+    short = '--seeds 1 --teacher-epochs 1 --student-epochs 1 --images 256'
     tool = ForkedTool(
         tmp_path,
         'quickstart_vqa',
@@ -89,4 +89,4 @@ def test_vqa_ends_with_json(tmp_path, monkeypatch):
     board = json.loads((tmp_path / 'out' / 'leaderboard.json').read_text())
     assert board['metric'] == 'vqa/accuracy'
     images = {x: row['images'] for x, row in board['contestants'].items()}
-    assert images.pop('teacher') == 64 and {*images.values()} == {16}
+    assert images.pop('teacher') == 256 and {*images.values()} == {64}
