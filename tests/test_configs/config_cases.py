@@ -56,10 +56,19 @@ def build(cfg, device='meta'):
     """The model, as the Runner builds it.
 
     PyTorch's meta device takes no memory. Bytes stand for tokenizers that
-    are files, settings for language models that are.
+    are files, settings for language models that are, a small tower for text
+    encoders that are.
     """
     model = deepcopy(cfg.model)
     for part in (model, model.get('architecture'), model.get('teacher')):
+        if part and 'Transformers' in part.get('text_encoder', {}).get(
+            'type', ''
+        ):
+            arch = dict(embed_dims=64, num_layers=1, num_heads=1)
+            arch['out_channels'] = part.head.text_channels
+            part.text_encoder = dict(
+                type='transmamba.CLIPTextTower', arch=arch
+            )
         if part and 'tokenizer' in part:
             part.tokenizer = dict(type='transmamba.ByteTokenizer')
         if part and part.get('lang_encoder', {}).get('load_pretrained'):
