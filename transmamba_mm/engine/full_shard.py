@@ -40,9 +40,8 @@ class FullyShardStrategy(DDPStrategy):
     when it runs; what is in no layer (embeddings, heads) stays gathered
     during a step. A frozen teacher is shared as the student is.
 
-    Checkpoints are those of the default runner, whole and in one file:
-    ``tools/test.py`` and the export read them, and a run may be resumed on
-    another number of GPUs, or without this strategy.
+    Checkpoints are those of the default runner, whole and in one file, so
+    that a run may be resumed without this strategy.
 
     Args:
         mixed_precision (dict, optional): Names of dtypes, see
