@@ -27,8 +27,8 @@ def main() -> None:
     parser.add_argument(
         '--shapes-only',
         action='store_true',
-        help='plan with a random teacher when its checkpoint is not at hand; '
-        'the choice of channels is then not meaningful',
+        help='plan with a teacher without weights when its checkpoint is not '
+        'at hand; the choice of channels is then not meaningful',
     )
     cli.add_cfg_options(parser)
     args = parser.parse_args()

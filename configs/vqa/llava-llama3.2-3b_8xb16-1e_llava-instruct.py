@@ -29,4 +29,6 @@ model = dict(
     ),
 )
 # Trained in float32 with autocast; as a teacher it is in bfloat16.
-model['lang_encoder'] = dict(model['lang_encoder'], dtype='float32')
+model['lang_encoder'] = dict(
+    model['lang_encoder'], dtype='float32', with_cp=True
+)

@@ -2,6 +2,7 @@
 """Two processes that share the weights train as one does."""
 
 import inspect
+import re
 
 import pytest
 import torch
@@ -16,11 +17,14 @@ from mmengine._strategy import DeepSpeedStrategy
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from transmamba_mm.datasets.toy_vqa import make_toy_vqa
+from transmamba_mm.registry import MODELS
+
 # Subcloning, a teacher, activation checkpointing, accumulated gradients.
-PLAIN = f"""
-_base_ = ['{CONFIGS}/quickstart/transmamba_deit_pmamba_digits_paper.py']
+PLAIN = """
+_base_ = ['{path}/quickstart/transmamba_deit_pmamba_digits{suffix}.py']
 model = dict(
-    teacher_ckpt='teacher.pth',
+    teacher_ckpt='teacher.pth',{more}
     architecture=dict(backbone=dict(with_cp=True)))
 train_dataloader = dict(
     dataset=dict(
@@ -36,12 +40,19 @@ _base_ = ['plain.py']
 runner_type = 'transmamba.StagedRunner'
 strategy = dict(type='transmamba.FullyShardStrategy')
 """
+# The paper's stage two, and one that begins with single mixers.
+RECIPES = dict(
+    paper=dict(suffix='_paper', more=''),
+    mixers=dict(suffix='', more='distiller={{_base_.transmamba.distiller}},'),
+)
 TOLERANCE = dict(rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.skipif(get_device() != 'cpu', reason='compares runs on the CPU')
-def test_a_shared_model_trains_as_a_whole_one(tmp_path, monkeypatch):
-    (tmp_path / 'plain.py').write_text(PLAIN)
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_shared_model_trains_as_a_whole_one(recipe, tmp_path, monkeypatch):
+    text = PLAIN.format(path=CONFIGS, **RECIPES[recipe])
+    (tmp_path / 'plain.py').write_text(text)
     (tmp_path / 'shared.py').write_text(SHARED)
     teacher = Config.fromfile(CONFIGS / '_base_/models/deit_digits.py').teacher
     teacher = dict(teacher, type='mmpretrain.ImageClassifier')
@@ -92,9 +103,96 @@ def test_a_shared_model_trains_as_a_whole_one(tmp_path, monkeypatch):
     assert moved > 1000 * TOLERANCE['atol']
 
 
+# A language model that answers questions, in mixed precision.
+ANSWERS = """
+_base_ = [
+    '{path}/quickstart/transmamba_llava_transmamba-lm_toy-vqa.py',
+    '{path}/_base_/strategies/full_shard.py']
+model = dict(teacher_ckpt='teacher.pth')
+train_dataloader = dict(batch_size=4)
+val_dataloader = dict(batch_size=6)
+default_hooks = dict(logger=dict(interval=1))
+param_scheduler = [
+    dict(_base_.param_scheduler[0], end=2), _base_.param_scheduler[1]]
+train_cfg = dict(max_epochs=2, val_interval=2)
+"""
+
+
+@pytest.mark.skipif(get_device() != 'cpu', reason='gloo')
+def test_a_shared_language_model_answers(tmp_path, monkeypatch):
+    """The mixers' turn, all losses, then decoding with a state."""
+    pytest.importorskip('transformers')
+    (tmp_path / 'answers.py').write_text(ANSWERS.format(path=CONFIGS))
+    teacher = Config.fromfile(CONFIGS / '_base_/teachers/llava_toy.py').teacher
+    torch.save(MODELS.build(teacher).state_dict(), tmp_path / 'teacher.pth')
+    make_toy_vqa(tmp_path / 'data/toy_vqa', 160, 12)
+    monkeypatch.chdir(tmp_path)
+    options = ['answers.py', '--work-dir', 'run', '--launcher', 'pytorch']
+    log = ForkedTool(tmp_path, 'train', *options, ranks=2).wait()
+    for name in ('mixer', 'hidden', 'kl'):
+        assert re.search(rf'distill\.loss_{name}: \d', log), name
+    assert 'vqa/num_questions: 12' in log
+
+
+ZERO = """
+_base_ = ['plain.py', '{path}/_base_/strategies/zero{stage}.py']
+strategy = dict(
+    bf16=dict(enabled=False),
+    inputs_to_half=None,
+    gradient_clipping=5.0,
+    # SGD, on a CPU.
+    config=dict(
+        zero_allow_untested_optimizer=True,
+        zero_force_ds_cpu_optimizer=False))
+optim_wrapper = dict(
+    _delete_=True,
+    type='DeepSpeedOptimWrapper',
+    optimizer=dict(
+        type='SGD', lr=0.05, momentum=0.9, weight_decay=0.01),
+    constructor='transmamba.MergedGroupsOptimWrapperConstructor')
+"""
+
+
+@pytest.mark.skipif(get_device() != 'cpu', reason='compares runs on the CPU')
+@pytest.mark.parametrize('stage', [2, 3])
+def test_zero_trains_as_one_process(stage, tmp_path, monkeypatch):
+    pytest.importorskip('deepspeed', reason='no DeepSpeed (older than 0.19)')
+    from deepspeed.utils.zero_to_fp32 import (
+        get_fp32_state_dict_from_zero_checkpoint as whole_weights,
+    )
+
+    monkeypatch.setenv('DS_ACCELERATOR', 'cpu')
+    text = PLAIN.format(path=CONFIGS, suffix='', more='')
+    text = text.replace('accumulative_counts=5', 'accumulative_counts=1')
+    (tmp_path / 'plain.py').write_text(text)
+    text = ZERO.format(path=CONFIGS, stage=stage)
+    (tmp_path / 'zero.py').write_text(text)
+    teacher = Config.fromfile(CONFIGS / '_base_/models/deit_digits.py').teacher
+    teacher = dict(teacher, type='mmpretrain.ImageClassifier')
+    save_teacher(tmp_path / 'teacher.pth', teacher)
+    monkeypatch.chdir(tmp_path)
+
+    def arguments(config, batch):
+        batch = f'train_dataloader.batch_size={batch}'
+        work_dir = ['--work-dir', config, '--no-validate']
+        return [f'{config}.py', *work_dir, '--cfg-options', batch, own_name()]
+
+    options = [*arguments('zero', 16), '--launcher', 'pytorch']
+    run = ForkedTool(tmp_path, 'train', *options, ranks=2)
+    try:
+        run_tool_here(monkeypatch, 'train', *arguments('plain', 32))
+    finally:
+        run.wait()
+    found = whole_weights('zero', 'epoch_2.pth')
+    wanted = torch.load('plain/epoch_2.pth', weights_only=False)['state_dict']
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, **TOLERANCE)
+
+
 @pytest.mark.parametrize('stage', [2, 3])
 def test_keys_of_deepspeed(stage):
-    """It is not installed: they are compared with what MMEngine takes."""
+    """Where it is not installed, as MMEngine takes them."""
     cfg = Config.fromfile(CONFIGS / f'_base_/strategies/zero{stage}.py')
     known = inspect.signature(DeepSpeedStrategy.__init__).parameters
     assert set(cfg.strategy) - {'type'} <= set(known)

@@ -33,10 +33,9 @@ def plan_transfer(cfg: Config, shapes_only: bool = False) -> TransferPlan:
     Args:
         cfg (Config): A config with a ``SubcloneInitializer`` in
             ``custom_hooks``.
-        shapes_only (bool): Use a randomly initialised teacher in place of
-            its checkpoint. Sources, rules and coverage are right, the
-            channels a narrower student would keep are not. Defaults to
-            False.
+        shapes_only (bool): Use a teacher without values in place of its
+            checkpoint. Sources, rules and coverage are right, the channels a
+            narrower student would keep are not. Defaults to False.
 
     Returns:
         TransferPlan: The plan.
@@ -64,9 +63,9 @@ def plan_transfer(cfg: Config, shapes_only: bool = False) -> TransferPlan:
     if cfg.get('data_preprocessor') is not None:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     hook: SubcloneInitializer = HOOKS.build(hook_cfg)
-    # Shapes are enough where the teacher is a file that tells the rest.
+    # Shapes are enough, also where the teacher is a file that tells the rest.
     reads_file = hook.teacher_ckpt is not None and not hook.measures
-    with on_meta() if reads_file else nullcontext():
+    with on_meta() if reads_file or shapes_only else nullcontext():
         model = MODELS.build(model_cfg)
     if not (shapes_only or reads_file) and isinstance(
         model, TransMambaDistill

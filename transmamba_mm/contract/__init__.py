@@ -16,7 +16,7 @@ from .live_student import Student, find_student
 from .pair import Pair, PairAware, sides_of
 from .records import Embeddings, TapRecord, TokenRecord
 from .scan_orders import scan_order
-from .student import GridStudent, MambaStudent
+from .student import GridStudent, MambaStudent, MixerBlock
 from .taps import DirectionTap, DirectionTaps
 from .teacher import Teacher
 from .teachers import Teachers, teacher_at, teachers_of
@@ -33,6 +33,7 @@ __all__ = [
     'GridStudent',
     'KeptChannels',
     'MambaStudent',
+    'MixerBlock',
     'Pair',
     'PairAware',
     'PerFrame',

@@ -21,6 +21,51 @@ from .sequences import TokenMasks
 from .taps import DirectionTaps, Grid
 
 
+class MixerBlock:
+    """A residual block around a mixer, which may also run alone.
+
+    One of the bases of an ``nn.Module``, whose first input and output are the
+    residual stream (B, L, C); the second input is the grid of the tokens. Its
+    ``norm`` normalises what the mixer reads.
+
+    Attributes:
+        MIXER (str): Attribute that holds the mixer. That maps normalised
+            tokens (B, L, C) and their grid to (B, L, C), has ``taps``, which
+            show each direction, ``by_direction``, which gives them apart
+            (B, K, L, C), ``d_state``, the size N of its state, and
+            ``norm_bc_dt``, None unless it normalises B, C and step sizes.
+        PASSES (tuple[str, ...]): Methods that run some of the block, beside
+            ``forward``.
+    """
+
+    MIXER: ClassVar[str] = 'mixer'
+    PASSES: ClassVar[tuple[str, ...]] = ('mix', 'mix_apart')
+
+    def mix(self, stream: Tensor, grid: Grid, *context: Any) -> Tensor:
+        """What the mixer adds to any residual stream; not the block's pass.
+
+        Args:
+            stream (Tensor): Residual stream (B, L, C), as the block reads it.
+            grid (tuple[int, ...]): Patch grid.
+            *context: What else the block reads.
+
+        Returns:
+            Tensor: (B, L, C).
+        """
+        return self._mixer(self._normed(stream), grid, *context)
+
+    def mix_apart(self, stream: Tensor, grid: Grid) -> Tensor:
+        """What each direction adds, (B, K, L, C), but for a bias."""
+        return self._mixer.by_direction(self._normed(stream), grid)
+
+    @property
+    def _mixer(self) -> nn.Module:
+        return getattr(self, self.MIXER)
+
+    def _normed(self, stream: Tensor) -> Tensor:
+        return self.norm(stream.to(self.norm.weight.dtype))
+
+
 class MambaStudent(ABC):
     r"""A stack of residual blocks, each around a mixer that scans.
 
@@ -47,23 +92,12 @@ class MambaStudent(ABC):
     num_extra_tokens: int = 0
 
     @abstractmethod
-    def blocks(self) -> list[nn.Module]:
-        """The residual block around each mixer, in depth order.
+    def blocks(self) -> list[MixerBlock]:
+        """The residual blocks, in depth order."""
 
-        Its first input and its output are the residual stream (B, L, C), the
-        second input is the grid of the tokens. Its ``norm`` normalises what
-        the mixer reads.
-        """
-
-    @abstractmethod
     def mixers(self) -> list[nn.Module]:
-        """The mixer of each block, in depth order.
-
-        It maps normalised tokens (B, L, C) and their grid to (B, L, C), has
-        ``taps``, which show each direction, ``by_direction``, which gives
-        them apart (B, K, L, C), ``d_state``, the size N of its state, and
-        ``norm_bc_dt``, None unless it normalises B, C and step sizes.
-        """
+        """The mixer of each block, in depth order; see :class:`MixerBlock`."""
+        return [getattr(block, block.MIXER) for block in self.blocks()]
 
     @property
     def num_layers(self) -> int:
@@ -94,8 +128,7 @@ class MambaStudent(ABC):
         Returns:
             Tensor: (B, L, C).
         """
-        normed = self._normed(layer, stream)
-        return self.mixers()[layer](normed, grid, *context)
+        return self.blocks()[layer].mix(stream, grid, *context)
 
     def mix_record(self, layer: int, record: TokenRecord) -> Tensor:
         """What one layer's mixer adds to the streams of a record.
@@ -126,12 +159,7 @@ class MambaStudent(ABC):
         Returns:
             Tensor: (B, K, L, C), in the order of the tokens.
         """
-        mixer = self.mixers()[layer]
-        return mixer.by_direction(self._normed(layer, stream), grid)
-
-    def _normed(self, layer: int, stream: Tensor) -> Tensor:
-        norm = self.blocks()[layer].norm
-        return norm(stream.to(norm.weight.dtype))
+        return self.blocks()[layer].mix_apart(stream, grid)
 
     def scan_order(self, direction: str, *grid: int) -> Tensor:
         """The order in which a direction visits the patch tokens.

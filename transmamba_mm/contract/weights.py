@@ -143,7 +143,7 @@ def read_teacher(
         tensors = state.renamed(names)
     else:
         tensors = {
-            role: _on_cpu(state[key].detach(), modules is not None)
+            role: on_cpu(state[key].detach(), modules is not None)
             for role, key in names.items()
         }
     for role, dims in (('pos_embed', 3), ('cls_token', 3)):
@@ -180,8 +180,17 @@ def read_teacher(
     )
 
 
-def _on_cpu(tensor: Tensor, of_model: bool) -> Tensor:
-    """A copy of a model's, as the model may change before it is used."""
+def on_cpu(tensor: Tensor, of_model: bool) -> Tensor:
+    """A tensor on the CPU; one without values as it is.
+
+    Args:
+        tensor (Tensor): The tensor.
+        of_model (bool): Whether it is a model's, which may change before it
+            is used: it is copied then.
+
+    Returns:
+        Tensor: The tensor.
+    """
     return tensor if tensor.is_meta else tensor.to('cpu', copy=of_model)
 
 

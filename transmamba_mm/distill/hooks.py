@@ -147,10 +147,21 @@ class DistillScheduleHook(Hook):
         self._steps: list[RemovableHandle] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Attaches itself to the optimizer, if there is a schedule."""
+        """Attaches itself to the optimizer, if there is a schedule.
+
+        Raises:
+            ValueError: If the optimizer is none of PyTorch's.
+        """
         if self._scheduled(runner) is None:
             return
         optimizer = runner.optim_wrapper.optimizer
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(
+                f'a distillation with phases or losses that set in later '
+                f"needs an optimizer of PyTorch's, not "
+                f'{type(optimizer).__name__}: leave phases and schedules '
+                f'out, or share the model by FullyShardStrategy'
+            )
         self._steps = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),

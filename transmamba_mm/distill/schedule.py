@@ -16,6 +16,11 @@ from torch import Tensor
 
 from transmamba_mm.checks import check_bool, check_number, check_positive
 
+try:
+    from torch.distributed.tensor import DTensor
+except ImportError:  # before 2.5, when no parameters could be shared
+    DTensor = ()
+
 _DECAYS = ('none', 'linear', 'cosine')
 # Of times that are given in decimals.
 _ROUNDING = 1e-9
@@ -316,5 +321,9 @@ def recorders_read(
 
 
 def zero_of(parameters: Sequence[Tensor]) -> Tensor:
-    """A zero that depends on all of them, as data-parallel training wants."""
-    return 0.0 * sum(parameter.sum() for parameter in parameters)
+    """A zero that depends on all of them, as data-parallel training wants.
+
+    Of those that processes share, each takes its own part.
+    """
+    own = (x.to_local() if isinstance(x, DTensor) else x for x in parameters)
+    return 0.0 * sum(x.sum() for x in own)

@@ -11,6 +11,7 @@ from mmengine.model import BaseDataPreprocessor
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from transmamba_mm.contract import MixerBlock
 from transmamba_mm.registry import STRATEGIES
 
 
@@ -103,8 +104,9 @@ class FullyShardStrategy(DDPStrategy):
         mesh = init_device_mesh(device, (self.world_size,))
         for unit in sharded_units(model):
             fully_shard(unit, mesh=mesh, **self._options)
-            if callable(getattr(unit, 'step', None)):  # of decoders
-                register_fsdp_forward_method(unit, 'step')
+            # What runs beside its forward pass gathers its weights as well.
+            for name in unit.PASSES if isinstance(unit, MixerBlock) else ():
+                register_fsdp_forward_method(unit, name)
         fully_shard(model, mesh=mesh, **self._options)
         model._register_load_state_dict_pre_hook(self._share)
         return model

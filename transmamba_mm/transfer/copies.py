@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from transmamba_mm.contract.weights import on_cpu
+
 from .plan import TransferError, TransferPlan
 
 
@@ -50,7 +52,7 @@ def copy_parts(
                     f'{source} of the teacher of {tuple(value.shape)}'
                 )
             entry.rule, entry.source = 'copy', source
-            entry.value = value.to('cpu', copy=True)
+            entry.value = on_cpu(value, of_model=True)
             entry.note, entry.index = f'as {ours} is copied whole', None
 
 

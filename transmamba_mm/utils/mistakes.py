@@ -9,7 +9,7 @@ from typing import Optional
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
@@ -70,7 +70,8 @@ class _Started(Hook):
         several = isinstance(wrapper, OptimWrapperDict)
         # With gradient accumulation a step takes several iterations.
         self.started = self.started or any(
-            each.should_update()
+            # DeepSpeed counts by itself.
+            not isinstance(each, OptimWrapper) or each.should_update()
             for each in (wrapper.values() if several else [wrapper])
         )
 

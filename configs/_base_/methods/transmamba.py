@@ -48,3 +48,5 @@ transmamba_shallow = _recipe(mixers_first=None)
 # For models that answer questions; the length of the mixers' turn is not
 # measured.
 transmamba_answers = _recipe(mixers_first=0.05, logits='AnswerLogitsKD')
+# The same without that turn, for engines that have no phases (DeepSpeed).
+transmamba_answers_joint = _recipe(mixers_first=None, logits='AnswerLogitsKD')

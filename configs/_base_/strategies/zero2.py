@@ -1,6 +1,8 @@
 """DeepSpeed ZeRO-2 in bfloat16: gradients and optimizer shared.
 
-DeepSpeed is not among the requirements, and we have not run this.
+DeepSpeed, which MMEngine needs older than 0.19, is not among the requirements.
+A config beside this one has ``optim_wrapper`` of the type
+``DeepSpeedOptimWrapper``, without ``clip_grad``: see ``docs/guides/scale.md``.
 """
 
 runner_type = 'transmamba.StagedRunner'
@@ -12,4 +14,3 @@ strategy = dict(
     ),
     inputs_to_half=['inputs'],
 )
-optim_wrapper = dict(type='DeepSpeedOptimWrapper')

@@ -31,7 +31,7 @@ from transmamba_mm.checkpoints.load import (
     load_backbone,
 )
 from transmamba_mm.checks import check_int, check_number, is_int
-from transmamba_mm.contract import GridStudent
+from transmamba_mm.contract import GridStudent, MixerBlock
 from transmamba_mm.contract.class_tokens import (
     join_class_tokens,
     split_class_tokens,
@@ -64,7 +64,6 @@ class MambaBackbone(GridStudent, StrictPretrained, FreshStart):
     :meth:`_run_layers`.
 
     Attributes:
-        MIXER (str): Attribute of a block that holds its mixer.
         OUT_NORM (str): How the norms of outputs before the last layer are
             called, less their index.
         OUT_TYPES (tuple[str, ...]): Supported ``out_type`` values.
@@ -100,7 +99,6 @@ class MambaBackbone(GridStudent, StrictPretrained, FreshStart):
         ValueError: If a setting is not supported.
     """
 
-    MIXER: ClassVar[str] = 'mixer'
     OUT_NORM: ClassVar[str] = 'norm_layer'
     OUT_TYPES: ClassVar[tuple[str, ...]] = ('raw', 'featmap', 'avg_featmap')
     EMBEDDINGS: ClassVar[tuple[str, ...]] = ('pos_embed', 'cls_token')
@@ -137,13 +135,9 @@ class MambaBackbone(GridStudent, StrictPretrained, FreshStart):
 
     # ------------------------------------------------------ the contract
 
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> list[MixerBlock]:
         """See :meth:`MambaStudent.blocks`."""
         return list(self.layers)
-
-    def mixers(self) -> list[nn.Module]:
-        """See :meth:`MambaStudent.mixers`."""
-        return [getattr(block, self.MIXER) for block in self.blocks()]
 
     def mix(
         self, layer: int, stream: Tensor, grid: Grid, *context: Any

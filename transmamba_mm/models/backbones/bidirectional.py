@@ -16,6 +16,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from transmamba_mm.checks import check_number
+from transmamba_mm.contract import MixerBlock
 from transmamba_mm.contract.class_tokens import join_class_tokens
 from transmamba_mm.contract.taps import Grid
 
@@ -25,7 +26,7 @@ from ..layers.precision import widened
 from .base import MambaBackbone
 
 
-class BidirectionalBlock(BaseModule):
+class BidirectionalBlock(MixerBlock, BaseModule):
     """A norm and a mixer, added to the residual stream; optionally an FFN.
 
     The originals hand a mixer's output to the next block, which adds it to

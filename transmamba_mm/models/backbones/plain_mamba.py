@@ -30,6 +30,7 @@ from transmamba_mm.checks import (
     check_number,
     check_pair,
 )
+from transmamba_mm.contract import MixerBlock
 from transmamba_mm.contract.scan_orders import fix_size
 from transmamba_mm.registry import MODELS
 
@@ -38,7 +39,7 @@ from ..layers.norm import build_token_norm
 from .base import TRUNC_NORMAL_INIT, MambaBackbone
 
 
-class PlainMambaLayer(BaseModule):
+class PlainMambaLayer(MixerBlock, BaseModule):
     """A residual mixer, an optional FFN and an optional depth-wise conv.
 
     Args:
@@ -52,6 +53,8 @@ class PlainMambaLayer(BaseModule):
         with_dwconv (bool): End with a 3x3 depth-wise convolution, which has
             no residual connection around it (as in PlainMamba-L1).
     """
+
+    MIXER = 'mamba'
 
     def __init__(
         self,
@@ -197,7 +200,6 @@ class PlainMamba(MambaBackbone):
         (r'ln1\.(weight|bias)', r'final_norm.\1'),
     )
 
-    MIXER = 'mamba'
     FORMAT = PLAIN_MAMBA
 
     def __init__(

@@ -187,7 +187,6 @@ class VMamba(MambaBackbone):
         (r'blocks\.(\d+)\.mlp\.fc2\.(weight|bias)', r'layers.\1.ffn_out.\2'),
         (r'norm\.(weight|bias)', r'final_norm.\1'),
     )
-    MIXER = 'op'
     OUT_NORM = 'outnorm'
     FINAL_NORM = 'norm'
     FORMAT = VMAMBA
@@ -291,7 +290,7 @@ class VMamba(MambaBackbone):
         # another value is refused.
         return {**self.FORMAT.layout, **super().layout}
 
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> list[VMambaBlock]:
         """See :meth:`MambaStudent.blocks`."""
         return [block for stage in self.layers for block in stage.blocks]
 

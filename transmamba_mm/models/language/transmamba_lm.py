@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from transmamba_mm.checks import check_bool, check_int, check_ints
-from transmamba_mm.contract import MambaStudent
+from transmamba_mm.contract import MambaStudent, MixerBlock
 from transmamba_mm.contract.sequences import TokenMasks
 from transmamba_mm.contract.start_values import FreshStart
 from transmamba_mm.contract.taps import (
@@ -30,7 +30,7 @@ _ARCH_KEYS = dict(
 _ARCH_OPTIONS = dict(expand=1, ffn_dims=0, tie_embeddings=True)
 
 
-class MambaBlock(nn.Module):
+class MambaBlock(MixerBlock, nn.Module):
     """A mixer, then maybe a gated FFN, each after a norm, with residuals.
 
     Args:
@@ -38,6 +38,8 @@ class MambaBlock(nn.Module):
         norm_cfg (dict): Norm before the mixer and before the FFN.
         ffn_dims (int): Hidden width of the FFN; 0 for none.
     """
+
+    PASSES = (*MixerBlock.PASSES, 'step')
 
     def __init__(
         self, mixer: MambaMixer, norm_cfg: dict, ffn_dims: int
@@ -257,13 +259,9 @@ class TransMambaLM(MambaStudent, FreshStart):
 
     # ------------------------------------------------------- the contract
 
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> list[MambaBlock]:
         """See :meth:`MambaStudent.blocks`."""
         return list(self.layers)
-
-    def mixers(self) -> list[nn.Module]:
-        """See :meth:`MambaStudent.mixers`."""
-        return [block.mixer for block in self.layers]
 
     def mix(
         self, layer: int, stream: Tensor, grid: Grid, *context: Any

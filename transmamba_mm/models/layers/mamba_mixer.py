@@ -102,11 +102,15 @@ class MambaMixer(BidirectionalMixer):
             MixerState: All zeros.
         """
         weight = self.in_proj.weight
-        width = self.conv1d.kernel_size[0] - 1
-        ssm = widened(weight).new_zeros(
-            batch, self._num_scans, self.d_inner, self.d_state
+        # Not weight.new_zeros: weights may be shared among processes.
+        like = dict(dtype=weight.dtype, device=weight.device)
+        conv = torch.zeros(
+            batch, self.d_inner, self.conv1d.kernel_size[0] - 1, **like
         )
-        return MixerState(weight.new_zeros(batch, self.d_inner, width), ssm)
+        ssm = torch.zeros(
+            batch, self._num_scans, self.d_inner, self.d_state, **like
+        )
+        return MixerState(conv, widened(ssm))
 
     @property
     def _num_scans(self) -> int:
@@ -199,7 +203,7 @@ class MambaMixer(BidirectionalMixer):
             Tensor: (B, embed_dims).
         """
         u, z = with_fast_linears(self.in_proj, x).chunk(2, dim=-1)
-        window = torch.cat([state.conv, u.unsqueeze(2)], dim=2)
+        window = torch.cat([state.conv.to(u), u.unsqueeze(2)], dim=2)
         state.conv.copy_(window[..., 1:])
         y = self._step(self._convolve_last(window), z, state)
         out = with_fast_linears(self.out_proj, y)

@@ -23,6 +23,7 @@ from transmamba_mm.checks import (
     check_pair,
     check_width,
 )
+from transmamba_mm.contract import MixerBlock
 from transmamba_mm.contract.taps import Grid
 from transmamba_mm.ops import with_fast_linears
 
@@ -241,7 +242,7 @@ class VMambaMlp(nn.Module):
         return self.drop(with_fast_linears(self.fc2, x))
 
 
-class VMambaBlock(BaseModule):
+class VMambaBlock(MixerBlock, BaseModule):
     """A residual mixer and an optional residual MLP.
 
     Args:
@@ -252,6 +253,8 @@ class VMambaBlock(BaseModule):
         drop_rate (float): Dropout after the mixer and in the MLP.
         drop_path_rate (float): Stochastic depth rate of both branches.
     """
+
+    MIXER = 'op'
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from transmamba_mm.checks import check_bool
 from transmamba_mm.registry import MODELS
 
 
@@ -23,6 +24,9 @@ class TransformersCausalLM(BaseModule):
             drawn, to be loaded later or trained. Defaults to True.
         dtype (str): Of the parameters, e.g. ``'bfloat16'``. Defaults to
             ``'float32'``.
+        with_cp (bool): Whether to keep only the inputs of the layers for the
+            backward pass and compute the rest again there. Defaults to
+            False.
 
     Raises:
         ValueError: If the file lacks weights of the model, there is no file
@@ -35,6 +39,7 @@ class TransformersCausalLM(BaseModule):
         name_or_path: Union[str, Mapping],
         load_pretrained: bool = True,
         dtype: str = 'float32',
+        with_cp: bool = False,
     ) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -62,14 +67,15 @@ class TransformersCausalLM(BaseModule):
                     f'{name_or_path!r} has no weights for '
                     f'{", ".join(lacking[:3])} ({len(lacking)} tensors)'
                 )
-            self._check_head()
-            return
-        if isinstance(name_or_path, str):
-            config = AutoConfig.from_pretrained(name_or_path)
         else:
-            config = AutoConfig.for_model(**name_or_path)
-        self.model = AutoModelForCausalLM.from_config(config).to(kind)
+            if isinstance(name_or_path, str):
+                config = AutoConfig.from_pretrained(name_or_path)
+            else:
+                config = AutoConfig.for_model(**name_or_path)
+            self.model = AutoModelForCausalLM.from_config(config).to(kind)
         self._check_head()
+        if check_bool('with_cp', with_cp):
+            self.model.gradient_checkpointing_enable(dict(use_reentrant=False))
 
     @torch.no_grad()
     def _check_head(self) -> None:
