@@ -90,6 +90,23 @@ def test_shapes_only_needs_no_checkpoint():
     plan = plan_transfer(cfg, shapes_only=True)
     assert 0 < plan.coverage < 100
     assert 'student tensor' in plan.table()
+    # Not even memory for weights.
+    assert all(x.value.is_meta for x in plan.entries if x.rule == 'copy')
+
+
+def test_the_real_pair_of_language_models_is_planned_without_weights():
+    """3.5 billion parameters of the teacher, in float32 14 GB."""
+    pytest.importorskip('transformers')
+    name = 'transmamba_600m_llava-llama3.2-3b_4xb32-1e_llava-instruct.py'
+    cfg = config(CONFIGS / 'vqa' / name)
+    for part in ('architecture', 'teacher'):
+        cfg.model[part].tokenizer = dict(type='transmamba.ByteTokenizer')
+    cfg.custom_hooks[0].ssm_from = None
+    plan = plan_transfer(cfg, shapes_only=True)
+    assert plan.coverage == pytest.approx(83.5, abs=0.1)
+    copied = [x.value for x in plan.entries if x.rule == 'copy']
+    assert copied
+    assert all(x.is_meta for x in copied)
 
 
 def test_errors_name_the_fix():
