@@ -59,7 +59,7 @@ def test_every_contestant_can_be_built(jobs):
         for name, model in built.items()
         if 'alpha' in vars(model)
     ]
-    assert len(losses) > 2
+    assert losses
     assert all(losses)
 
 

@@ -200,3 +200,23 @@ def test_a_linear_map_may_be_replaced_or_watched():
     close(model.step(tokens[:, 3], states), want[:, 3])
     assert len(seen) == 3
     assert isinstance(conv, nn.Conv1d)
+
+
+def test_with_cp_holds_for_single_mixers():
+    """A mixer that runs alone keeps its input and no more."""
+    kept, grads = {}, {}
+    for with_cp in (False, True):
+        model = tiny_lm(with_cp=with_cp).train()
+        stream = torch.ones(2, 5, model.layer_dims[0]).double()
+        sizes = kept[with_cp] = []
+
+        def keep(x, sizes=sizes):
+            sizes.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            mixed = model.mix(0, stream, (5,))
+        mixed.square().sum().backward()
+        grads[with_cp] = model.layers[0].mixer.in_proj.weight.grad
+    assert sum(kept[True]) < 0.2 * sum(kept[False])
+    assert grads[True].equal(grads[False])
