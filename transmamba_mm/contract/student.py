@@ -96,7 +96,17 @@ class MambaStudent(ABC):
         """The residual blocks, in depth order."""
 
     def mixers(self) -> list[nn.Module]:
-        """The mixer of each block, in depth order; see :class:`MixerBlock`."""
+        """The mixer of each block, in depth order; see :class:`MixerBlock`.
+
+        Raises:
+            TypeError: If a block is none.
+        """
+        for block in self.blocks():
+            if not isinstance(block, MixerBlock):
+                raise TypeError(
+                    f'{type(block).__name__} of {type(self).__name__} must '
+                    f'have transmamba_mm.contract.MixerBlock among its bases'
+                )
         return [getattr(block, block.MIXER) for block in self.blocks()]
 
     @property

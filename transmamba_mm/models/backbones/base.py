@@ -53,8 +53,8 @@ TRUNC_NORMAL_INIT = [
 class MambaBackbone(GridStudent, StrictPretrained, FreshStart):
     r"""Base class of student backbones, in mmpretrain's conventions.
 
-    A subclass registers ``patch_embed`` (with ``init_out_size``), ``layers``,
-    the norm called :attr:`FINAL_NORM` (None for none) and, if it has one,
+    A subclass registers ``patch_embed`` (with ``init_out_size``), ``layers``
+    of :class:`~transmamba_mm.contract.MixerBlock`, the norm called :attr:`FINAL_NORM` (None for none) and, if it has one,
     ``pos_embed``, and sets ``directions``, ``layer_dims`` and the class
     attributes of :class:`~transmamba_mm.contract.GridStudent` and below. Its
     constructor calls, in this order, this class's, :meth:`_resolve_arch`,
