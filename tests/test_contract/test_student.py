@@ -52,5 +52,7 @@ def test_a_mixer_runs_alone_after_its_norm():
 
 
 def test_another_block_is_named():
-    with pytest.raises(TypeError, match=r'Linear of Student must have .*Mixer'):
+    with pytest.raises(
+        TypeError, match=r'Linear of Student must have .*Mixer'
+    ):
         Student(lambda: nn.Linear(4, 4)).mixers()
