@@ -56,8 +56,8 @@ def build(cfg, device='meta'):
     """The model, as the Runner builds it.
 
     PyTorch's meta device takes no memory. Bytes stand for tokenizers that
-    are files, settings for language models that are, a small tower for text
-    encoders that are.
+    are files, other settings for language models that are, a small tower for
+    text encoders that are; towers of images have no weights.
     """
     model = deepcopy(cfg.model)
     for part in (model, model.get('architecture'), model.get('teacher')):
@@ -71,9 +71,13 @@ def build(cfg, device='meta'):
             )
         if part and 'tokenizer' in part:
             part.tokenizer = dict(type='transmamba.ByteTokenizer')
-        if part and part.get('lang_encoder', {}).get('load_pretrained'):
+        if part and isinstance(
+            part.get('lang_encoder', {}).get('name_or_path'), str
+        ):
             llava = read('_base_/teachers/llava_llama3_2_3b.py').teacher
             part.lang_encoder = deepcopy(llava.lang_encoder)
+        if part:  # of timm
+            part.get('vision_encoder', {}).pop('checkpoint_path', None)
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', deepcopy(cfg.data_preprocessor))
     with torch.device(device):
