@@ -18,6 +18,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from transmamba_mm.datasets.toy_vqa import make_toy_vqa
+from transmamba_mm.engine.full_shard import sharded_units
+from transmamba_mm.models import VMamba
 from transmamba_mm.registry import MODELS
 
 # Subcloning, a teacher, activation checkpointing, accumulated gradients.
@@ -197,3 +199,13 @@ def test_keys_of_deepspeed(stage):
     known = inspect.signature(DeepSpeedStrategy.__init__).parameters
     assert set(cfg.strategy) - {'type'} <= set(known)
     assert cfg.strategy.zero_optimization.stage == stage
+
+
+def test_blocks_in_stages_are_gathered_by_themselves():
+    """A stage that is gathered as a whole could not lend one mixer."""
+    net = VMamba(dict(embed_dims=8, depths=[1, 2], d_state=1))
+    units = sharded_units(net)
+    for block in net.blocks():
+        place = units.index(block)
+        stage = next(x for x in net.layers if block in x.modules())
+        assert place < units.index(stage)

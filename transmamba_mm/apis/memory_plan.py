@@ -326,10 +326,12 @@ class _Sharing:
             return gradients
         weights = _bytes(_tensors(model), self._width)
         if self.strategy == 'fsdp':
-            layers = [
-                _bytes(_tensors(each), self._width)
-                for each in sharded_units(model)
-            ]
+            layers, counted = [], set()
+            for each in sharded_units(model):  # the inner ones first
+                own = {id(x): x for x in _tensors(each)}
+                new = [x for key, x in own.items() if key not in counted]
+                layers.append(_bytes(new, self._width))
+                counted.update(own)
             # What is in no layer is there all the time. Of the layers it is
             # the current one, the next one, and the gradient of one.
             return weights - sum(layers) + 3 * max(layers, default=0)

@@ -18,16 +18,24 @@ from transmamba_mm.registry import STRATEGIES
 def sharded_units(model: nn.Module) -> list[nn.Module]:
     """Modules whose weights are gathered together, and not all the time.
 
-    The entries of the outermost lists of modules, such as layers are.
+    The entries of the outermost lists of modules, such as layers are, and
+    blocks of students wherever they are, since they may run alone.
 
     Args:
         model (nn.Module): The model.
 
     Returns:
-        list[nn.Module]: Those with parameters.
+        list[nn.Module]: Those with parameters; what is inside of another one
+        comes before it.
     """
     if isinstance(model, nn.ModuleList):
-        return [x for x in model if next(x.parameters(), None) is not None]
+        found = []
+        for entry in model:
+            inside = (x for x in entry.modules() if x is not entry)
+            found += [x for x in inside if isinstance(x, MixerBlock)]
+            if next(entry.parameters(), None) is not None:
+                found.append(entry)
+        return found
     return [x for child in model.children() for x in sharded_units(child)]
 
 

@@ -54,10 +54,11 @@ class MambaBackbone(GridStudent, StrictPretrained, FreshStart):
     r"""Base class of student backbones, in mmpretrain's conventions.
 
     A subclass registers ``patch_embed`` (with ``init_out_size``), ``layers``
-    of :class:`~transmamba_mm.contract.MixerBlock`, the norm called :attr:`FINAL_NORM` (None for none) and, if it has one,
-    ``pos_embed``, and sets ``directions``, ``layer_dims`` and the class
-    attributes of :class:`~transmamba_mm.contract.GridStudent` and below. Its
-    constructor calls, in this order, this class's, :meth:`_resolve_arch`,
+    of :class:`~transmamba_mm.contract.MixerBlock`, the norm called
+    :attr:`FINAL_NORM` (None for none) and, if it has one, ``pos_embed``, and
+    sets ``directions``, ``layer_dims`` and the class attributes of
+    :class:`~transmamba_mm.contract.GridStudent` and below. Its constructor
+    calls, in this order, this class's, :meth:`_resolve_arch`,
     :meth:`_add_outputs` once ``layer_dims`` is known, and, at its end,
     ``reset_parameters``, if it has one, for start values other than those of
     its parts, and :meth:`_freeze_stages`; its ``forward`` ends with
