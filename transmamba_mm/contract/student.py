@@ -12,7 +12,9 @@ import re
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .class_tokens import join_class_tokens, split_class_tokens
 from .records import TokenRecord
@@ -82,6 +84,8 @@ class MambaStudent(ABC):
             for the first group. Parameters without a role stay fresh.
         hierarchical (bool): Whether the mixers work on several grids.
         num_extra_tokens (int): Class tokens in the token sequence.
+        with_cp (bool): Whether blocks, and mixers that run alone, keep only
+            their inputs for the backward pass.
     """
 
     directions: tuple[str, ...] = ()
@@ -90,6 +94,7 @@ class MambaStudent(ABC):
     PARAM_ROLES: ClassVar[tuple[tuple[str, str], ...]] = ()
     hierarchical: bool = False
     num_extra_tokens: int = 0
+    with_cp: bool = False
 
     @abstractmethod
     def blocks(self) -> list[MixerBlock]:
@@ -138,7 +143,11 @@ class MambaStudent(ABC):
         Returns:
             Tensor: (B, L, C).
         """
-        return self.blocks()[layer].mix(stream, grid, *context)
+        block = self.blocks()[layer]
+        if not (self.with_cp and torch.is_grad_enabled()):
+            return block.mix(stream, grid, *context)
+        args = stream, grid, *context
+        return checkpoint(block.mix, *args, use_reentrant=False)
 
     def mix_record(self, layer: int, record: TokenRecord) -> Tensor:
         """What one layer's mixer adds to the streams of a record.

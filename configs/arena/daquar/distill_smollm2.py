@@ -19,7 +19,7 @@ model = dict(
     teacher_ckpt='work_dirs/teacher_smollm2/epoch_2.pth',
     **_base_.transmamba_answers,
 )
-# Halves its time where the processor has instructions for bfloat16.
+# As a teacher it is in bfloat16.
 model['teacher']['lang_encoder'] = dict(
     model['teacher']['lang_encoder'], dtype='bfloat16'
 )

@@ -12,7 +12,7 @@ _base_ = [
     '../../_base_/default_runtime.py',
 ]
 
-# Half the time where the processor has instructions for bfloat16.
+# In bfloat16, on a CPU.
 optim_wrapper = dict(
     type='transmamba.CpuAmpOptimWrapper',
     optimizer=dict(lr=5e-4),

@@ -22,8 +22,7 @@ _base_ = [
 
 model = _base_.teacher
 model['lang_encoder']['load_pretrained'] = True
-# The projector is new, the others are not. Half the time where the processor
-# has instructions for bfloat16.
+# The projector is new, the others are not. In bfloat16, on a CPU.
 optim_wrapper = dict(
     type='transmamba.CpuAmpOptimWrapper',
     optimizer=dict(lr=1e-4),

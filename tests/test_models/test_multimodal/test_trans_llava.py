@@ -336,6 +336,23 @@ def test_weights_of_transformers(tmp_path):
         MODELS.build(path)
 
 
+def test_a_language_model_that_is_recomputed():
+    """Its layers run twice, and the gradients are the same."""
+    pytest.importorskip('transformers')
+    runs, grads = [], []
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        lang = dict(LANGUAGE_MODELS['llama'], with_cp=with_cp)
+        model = build('llama', double=False, lang_encoder=lang).train()
+        layer = model.lang_encoder.model.model.layers[0].mlp
+        runs.append([])
+        layer.register_forward_pre_hook(lambda *_: runs[-1].append(1))
+        model.loss(*batch(double=False))['loss'].backward()
+        grads.append(layer.down_proj.weight.grad)
+    assert [len(x) for x in runs] == [1, 2]
+    torch.testing.assert_close(*grads)
+
+
 def test_a_language_model_in_half_precision():
     """It gets tokens of images, and gradients reach the projector."""
     pytest.importorskip('transformers')

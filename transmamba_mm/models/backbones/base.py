@@ -140,15 +140,6 @@ class MambaBackbone(GridStudent, StrictPretrained, FreshStart):
         """See :meth:`MambaStudent.blocks`."""
         return list(self.layers)
 
-    def mix(
-        self, layer: int, stream: Tensor, grid: Grid, *context: Any
-    ) -> Tensor:
-        """See :meth:`MambaStudent.mix`; ``with_cp`` holds here as well."""
-        args = layer, stream, grid, *context
-        if not (self.with_cp and torch.is_grad_enabled()):
-            return super().mix(*args)
-        return checkpoint(super().mix, *args, use_reentrant=False)
-
     # -------------------------------------------------------- checkpoints
 
     @property

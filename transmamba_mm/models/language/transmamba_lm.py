@@ -266,20 +266,14 @@ class TransMambaLM(MambaStudent, FreshStart):
     def mix(
         self, layer: int, stream: Tensor, grid: Grid, *context: Any
     ) -> Tensor:
-        """See :meth:`MambaStudent.mix`; not of Cross-Mamba layers.
-
-        ``with_cp`` holds here as well.
-        """
+        """See :meth:`MambaStudent.mix`; not of Cross-Mamba layers."""
         if layer in self.cross_layers:
             raise ValueError(
                 f'layer {layer} is Cross-Mamba, which needs to know the image '
                 f"tokens beside the teacher's stream: leave it out of "
                 f'layer_map (None), or set teacher_forced=False'
             )
-        args = layer, stream, grid, *context
-        if not (self.with_cp and torch.is_grad_enabled()):
-            return super().mix(*args)
-        return checkpoint(super().mix, *args, use_reentrant=False)
+        return super().mix(layer, stream, grid, *context)
 
     # ------------------------------------------------------- computation
 
