@@ -4,6 +4,7 @@
 import inspect
 import re
 
+import mmengine
 import pytest
 import torch
 from helpers import (
@@ -75,14 +76,20 @@ def test_a_shared_model_trains_as_a_whole_one(recipe, tmp_path, monkeypatch):
     finally:
         log = run.wait()
     assert 'weight subcloning: ' in log
-    # A checkpoint of two is resumed by one.
-    options = ['--resume', 'two/epoch_1.pth']
-    run_tool_here(
-        monkeypatch, 'train', *arguments('plain', 'resumed', 32), *options
-    )
+    # A checkpoint of two is resumed by one, and by two.
+    resume = ['--resume', 'two/epoch_1.pth']
+    options = [*arguments('shared', 'resumed two', 16), *resume]
+    options += ['--launcher', 'pytorch']
+    run = ForkedTool(tmp_path, 'train', *options, ranks=2)
+    try:
+        run_tool_here(
+            monkeypatch, 'train', *arguments('plain', 'resumed', 32), *resume
+        )
+    finally:
+        run.wait()
     states = {
         name: torch.load(tmp_path / name / 'epoch_2.pth', weights_only=False)
-        for name in ('one', 'two', 'resumed')
+        for name in ('one', 'two', 'resumed', 'resumed two')
     }
     wanted = states.pop('one')
     start = torch.load('two/epoch_1.pth', weights_only=False)['state_dict']
@@ -104,6 +111,24 @@ def test_a_shared_model_trains_as_a_whole_one(recipe, tmp_path, monkeypatch):
             )
     assert moved > 1000 * TOLERANCE['atol']
 
+    # And tested by both.
+    def testing(config, out):
+        name = ['--out', out, '--cfg-options', own_name()]
+        return [f'{config}.py', 'two/epoch_2.pth', *name]
+
+    shared = [*testing('shared', 'two.pkl'), '--launcher', 'pytorch']
+    run = ForkedTool(tmp_path, 'test', *shared, ranks=2)
+    try:
+        run_tool_here(monkeypatch, 'test', *testing('plain', 'one.pkl'))
+    finally:
+        run.wait()
+    scores = [
+        torch.stack([x['pred_score'] for x in mmengine.load(file)])
+        for file in ('one.pkl', 'two.pkl')
+    ]
+    torch.testing.assert_close(*scores, **TOLERANCE)
+    assert scores[0].std(0).max() > 1000 * TOLERANCE['atol']
+
 
 # A language model that answers questions, in mixed precision.
 ANSWERS = """
@@ -121,7 +146,7 @@ train_cfg = dict(max_epochs=2, val_interval=2)
 
 
 @pytest.mark.skipif(get_device() != 'cpu', reason='gloo')
-def test_a_shared_language_model_answers(tmp_path, monkeypatch):
+def test_a_shared_language_model_answers(tmp_path, monkeypatch, capsys):
     """The mixers' turn, all losses, then decoding with a state."""
     pytest.importorskip('transformers')
     (tmp_path / 'answers.py').write_text(ANSWERS.format(path=CONFIGS))
@@ -134,6 +159,10 @@ def test_a_shared_language_model_answers(tmp_path, monkeypatch):
     for name in ('mixer', 'hidden', 'kl'):
         assert re.search(rf'distill\.loss_{name}: \d', log), name
     assert 'vqa/num_questions: 12' in log
+    run_tool_here(monkeypatch, 'export_student', 'run/epoch_2.pth')
+    options = ['run/epoch_2_student.py', 'run/epoch_2_student.pth']
+    run_tool_here(monkeypatch, 'test', *options, '--work-dir', 'exported')
+    assert 'vqa/num_questions: 12' in capsys.readouterr().out
 
 
 ZERO = """

@@ -154,10 +154,10 @@ class FullyShardStrategy(DDPStrategy):
 
     def _share(self, state_dict: dict, prefix: str, *_: Any) -> None:
         """Replaces weights by this process's share of them, in place."""
-        own = self.model.state_dict()
-        for name in state_dict.keys() & own.keys():
-            if state_dict[name].shape == own[name].shape:
-                state_dict[name] = _shared(state_dict[name], own[name])
+        # In one order everywhere: each piece is sent by the first process.
+        for name, own in self.model.state_dict().items():
+            if name in state_dict and state_dict[name].shape == own.shape:
+                state_dict[name] = _shared(state_dict[name], own)
 
 
 def _whole(state: Any) -> Any:
