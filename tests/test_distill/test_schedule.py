@@ -4,6 +4,7 @@
 import copy
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -716,6 +717,22 @@ def test_a_schedule_hook_is_idle_without_a_schedule(scheduled, tmp_path):
         states.append(model.state_dict())
     for key, value in states[0].items():
         assert value.equal(states[1][key]), key
+
+
+def test_phases_need_an_optimizer_of_pytorch(scheduled):
+    """DeepSpeed's has no hooks by which parameters could rest."""
+
+    class DeepSpeedZeroOptimizer:
+        pass
+
+    hook, wrapper = DistillScheduleHook(), SimpleNamespace()
+    wrapper.optimizer = DeepSpeedZeroOptimizer()
+    runner = SimpleNamespace(optim_wrapper=wrapper)
+    runner.model = scheduled(KL, phases=[WARM])
+    with pytest.raises(ValueError, match='not DeepSpeedZeroOptimizer: leave'):
+        hook.before_train(runner)
+    runner.model = scheduled(KL)
+    hook.before_train(runner)
 
 
 def test_what_a_teacher_delivers_ends_with_it(scheduled, tmp_path):
