@@ -22,17 +22,22 @@ def jobs(request, monkeypatch, tmp_path):
     return plan_jobs(grid, tmp_path)
 
 
+def _images(cfg) -> tuple:
+    """Which images are seen how often; of partly labelled ones, how many."""
+    epochs, loader = cfg.train_cfg.max_epochs, cfg.train_dataloader
+    dataset = loader.dataset
+    if dataset.type != 'transmamba.PartlyLabelledDataset':
+        return str(loader.to_dict()), epochs
+    share = dataset.dataset.fraction
+    return round(share * epochs, 6), round(dataset.labelled * share, 6)
+
+
 def test_all_contestants_see_the_same_images(jobs):
     """But for those that others learn from."""
     needed = {job for each in jobs for job in each.needs.values()}
     jobs = [job for job in jobs if job not in needed]
     budgets = {
-        (
-            str(job.base.train_dataloader.to_dict()),
-            job.base.train_cfg.max_epochs,
-            job.cell.seed,
-            job.cell.contestant.variant,
-        )
+        (_images(job.base), job.cell.seed, job.cell.contestant.variant)
         for job in jobs
     }
     groups = {(j.cell.seed, j.cell.contestant.variant) for j in jobs}
@@ -44,6 +49,9 @@ def test_seeds_draw_other_labels(jobs):
     for job in jobs:
         assert job.base.randomness.seed == job.cell.seed
         dataset = job.base.train_dataloader.dataset
+        if dataset.type == 'transmamba.PartlyLabelledDataset':
+            assert dataset.seed == job.cell.seed
+            dataset = dataset.dataset
         if dataset.type == 'transmamba.FractionDataset':
             assert dataset.seed == job.cell.seed
 

@@ -6,6 +6,7 @@ from .gqa import GQADataset
 from .llava import LLaVAInstructDataset
 from .llava_cot import LLaVACoTDataset
 from .mme import MMEDataset
+from .partly_labelled import PartlyLabelledDataset
 from .pope import POPEDataset
 from .science_qa import ScienceQADataset
 from .seeded_augment import SeededAugment
@@ -22,6 +23,7 @@ __all__ = [
     'LLaVAInstructDataset',
     'MMEDataset',
     'POPEDataset',
+    'PartlyLabelledDataset',
     'ScienceQADataset',
     'SeededAugment',
     'TextVQADataset',

@@ -101,6 +101,40 @@ def _labels(dataset: Dataset, indices: Sequence[int]) -> np.ndarray:
     return np.array(labels) if single else alike
 
 
+def drawn(dataset: Dataset, fraction: float, seed: int) -> np.ndarray:
+    """Which samples a seeded, class-balanced draw takes.
+
+    Repetitions of a sample, by wrappers, are taken or left together. Where
+    samples have no label, or several, the draw is plain.
+
+    Args:
+        dataset (Dataset): What has a length.
+        fraction (float): Share to take, in (0, 1].
+        seed (int): Seed of the draw.
+
+    Returns:
+        np.ndarray: Whether each sample is taken (num_samples,), bool.
+
+    Raises:
+        ValueError: If the dataset has no length.
+    """
+    try:
+        total = len(dataset)
+    except TypeError as error:
+        raise ValueError(
+            f'{type(dataset).__name__} has no length to take a fraction of'
+        ) from error
+    members: dict[tuple, list[int]] = {}
+    for index in range(total):
+        members.setdefault(_origin(dataset, index), []).append(index)
+    groups = list(members.values())
+    labels = _labels(dataset, [group[0] for group in groups])
+    taken = np.zeros(total, bool)
+    for group in stratified_indices(labels, fraction, seed):
+        taken[groups[group]] = True
+    return taken
+
+
 @DATASETS.register_module(name='FractionDataset')
 def fraction_dataset(
     dataset: dict,
@@ -114,8 +148,7 @@ def fraction_dataset(
     Used in configs as ``dict(type='transmamba.FractionDataset',
     dataset=dict(...), fraction=0.25)``. A dataset of MMEngine's is itself
     reduced in place; of any other, and of wrappers, the result is a
-    :class:`Share`. Wrappers that repeat samples keep or lose all repetitions
-    of one. Where samples have no label, or several, the draw is plain.
+    :class:`Share`. See :func:`drawn` for what is kept.
 
     Args:
         dataset (dict): Config of a dataset that has a length.
@@ -144,29 +177,18 @@ def fraction_dataset(
     built = DATASETS.build(dataset)
     if fraction == 1 and not rest:
         return built
-    try:
-        total = len(built)
-    except TypeError as error:
-        raise ValueError(
-            f'{type(built).__name__} has no length to take a fraction of'
-        ) from error
-    members: dict[tuple, list[int]] = {}
-    for index in range(total):
-        members.setdefault(_origin(built, index), []).append(index)
-    groups = list(members.values())
-    labels = _labels(built, [group[0] for group in groups])
-    kept = stratified_indices(labels, fraction, seed)
+    taken = drawn(built, fraction, seed)
     if rest:
-        kept = np.setdiff1d(np.arange(len(groups)), kept)
-        if not len(kept):
+        taken = ~taken
+        if not taken.any():
             raise ValueError(f'fraction={fraction:g} leaves no sample')
-    indices = sorted(index for group in kept for index in groups[group])
+    indices = np.flatnonzero(taken).tolist()
     if isinstance(built, BaseDataset):
         built.get_subset_(indices)
     else:
         built = Share(built, indices)
     print_log(
-        f'using {len(indices)} of {total} samples '
+        f'using {len(indices)} of {len(taken)} samples '
         f'({fraction=:g}, {seed=}, {rest=})',
         logger='current',
     )
