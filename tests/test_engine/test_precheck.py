@@ -373,3 +373,58 @@ def test_the_evaluation_leaves_no_trace(tmp_path, folders):
         weights.append(model.state_dict())
     for key, value in weights[0].items():
         assert torch.equal(value, weights[1][key]), key
+
+
+# ------------------------------------------------- images without a label
+
+
+@pytest.fixture
+def partly(folders):
+    """A loader of six pictures, three of which have a label."""
+    loader = folders('train', 'abc')
+    loader['dataset'] = dict(
+        type='transmamba.PartlyLabelledDataset',
+        dataset=loader['dataset'],
+        labelled=0.5,
+    )
+    return loader
+
+
+@pytest.mark.parametrize('distils', [True, False])
+def test_images_without_a_label(make, partly, distils, tmp_path):
+    model = make() if distils else tiny_student()
+    steps = Steps()
+    train(tmp_path / 'run', model, steps, train_dataloader=partly)
+    assert steps.num == 3
+
+
+@pytest.mark.parametrize('distils', [True, False])
+@pytest.mark.parametrize(
+    'loss',
+    [
+        dict(type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=3),
+        dict(type='CrossEntropyLoss', use_soft=True),
+        dict(type='CrossEntropyLoss', use_sigmoid=True),
+    ],
+)
+def test_a_loss_without_a_place_for_them(
+    make, partly, loss, distils, tmp_path
+):
+    student = tiny_student()
+    student['head']['loss'] = loss
+    model = make(architecture=student) if distils else student
+    found = check(tmp_path / 'run', model, train_dataloader=partly)
+    assert f'LinearClsHead with {loss["type"]} cannot leave out' in found
+
+
+def test_they_cannot_be_mixed(partly, tmp_path):
+    student = tiny_student()
+    student['train_cfg'] = dict(augments=dict(type='Mixup', alpha=0.8))
+    found = check(tmp_path / 'run', student, train_dataloader=partly)
+    assert 'mixup and cutmix cannot mix' in found
+
+
+def test_labels_of_others_are_checked_inside(folders, partly, tmp_path):
+    partly['dataset']['dataset'] = folders('more', 'abcde')['dataset']
+    found = check(tmp_path / 'run', tiny_student(), train_dataloader=partly)
+    assert 'train_dataloader has the label 4 (PartlyLabelled' in found

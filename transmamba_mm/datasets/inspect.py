@@ -17,21 +17,37 @@ from mmengine.fileio import get_file_backend
 from mmpretrain.datasets import CustomDataset, KFoldDataset
 from torch.utils.data import Subset
 
+from .partly_labelled import PartlyLabelledDataset
+from .seeded_augment import SeededAugment
 from .video_text import VideoTextDataset
 
-_WRAPPERS = (ClassBalancedDataset, KFoldDataset, RepeatDataset, Subset)
+_WRAPPERS = (
+    ClassBalancedDataset,
+    KFoldDataset,
+    PartlyLabelledDataset,
+    RepeatDataset,
+    SeededAugment,
+    Subset,
+)
 _SHOWN = 5
+
+
+def layers_of(dataset: Any) -> Iterator[Any]:
+    """The dataset, and all those inside of it."""
+    yield dataset
+    inside: Sequence[Any] = ()
+    if isinstance(dataset, ConcatDataset):
+        inside = dataset.datasets
+    elif isinstance(dataset, _WRAPPERS):
+        inside = [dataset.dataset]
+    for each in inside:
+        yield from layers_of(each)
 
 
 def parts_of(dataset: Any) -> Iterator[Any]:
     """The datasets inside any wrappers."""
-    if isinstance(dataset, ConcatDataset):
-        for each in dataset.datasets:
-            yield from parts_of(each)
-    elif isinstance(dataset, _WRAPPERS):
-        yield from parts_of(dataset.dataset)
-    else:
-        yield dataset
+    wrappers = (ConcatDataset, *_WRAPPERS)
+    return (x for x in layers_of(dataset) if not isinstance(x, wrappers))
 
 
 def labels_of(dataset: Any) -> set[int]:

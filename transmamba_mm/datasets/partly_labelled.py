@@ -20,8 +20,9 @@ class PartlyLabelledDataset:
 
     Distillation losses see all images, the task loss only those with labels;
     it is still the mean over the batch, so that it weighs less than where all
-    have one. The head's loss must be ``CrossEntropyLoss`` without
-    ``use_soft``: label smoothing and mixup refuse images that have no label.
+    have one. The head's loss must be ``CrossEntropyLoss``, without
+    ``use_soft`` and ``use_sigmoid``, and nothing may mix images:
+    :class:`~transmamba_mm.engine.PreCheckHook` refuses the rest.
 
     Args:
         dataset (dict): Config of a dataset whose pipeline ends in

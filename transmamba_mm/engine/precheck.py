@@ -18,6 +18,12 @@ from mmengine.runner import (
     autocast,
 )
 from mmpretrain.evaluation import Accuracy, SingleLabelMetric
+from mmpretrain.models import (
+    ClsDataPreprocessor,
+    ClsHead,
+    CrossEntropyLoss,
+    ImageClassifier,
+)
 from mmpretrain.structures import DataSample
 from torch import nn
 
@@ -30,8 +36,10 @@ from transmamba_mm.datasets.inspect import (
     classes_of,
     describe_difference,
     labels_of,
+    layers_of,
     parts_of,
 )
+from transmamba_mm.datasets.partly_labelled import PartlyLabelledDataset
 from transmamba_mm.distill import TransMambaDistill
 from transmamba_mm.distill.hooks import unwrapped
 from transmamba_mm.distill.untouched import untouched
@@ -114,6 +122,7 @@ class PreCheckHook(Hook):
         for name, dataset in datasets.items():
             labels = labels_of(dataset)
             _check_labels(name, dataset, labels, runner.cfg.get('model'))
+        _check_unlabelled(datasets['train_dataloader'], model)
         if isinstance(model, TransMambaDistill):
             _check_teachers(model, datasets['train_dataloader'])
         _check_paramwise(runner.cfg.get('optim_wrapper'), model)
@@ -219,6 +228,31 @@ def _check_labels(
             f'({type(dataset).__name__}), but {path}.head has '
             f'num_classes={classes}, labels 0 to {classes - 1}: set '
             f'num_classes to that of the data'
+        )
+
+
+def _check_unlabelled(dataset: Any, model: nn.Module) -> None:
+    """Refuses losses that images without a label have no place in."""
+    layers = layers_of(dataset)
+    if not any(isinstance(x, PartlyLabelledDataset) for x in layers):
+        return
+    if isinstance(model, TransMambaDistill):
+        model = model.student
+    head = model.head if isinstance(model, ImageClassifier) else None
+    loss = head.loss_module if isinstance(head, ClsHead) else None
+    plain = isinstance(loss, CrossEntropyLoss)
+    if not plain or loss.use_soft or loss.use_sigmoid:
+        raise PreCheckError(
+            f'train_dataloader has images without a label, which '
+            f'{type(head).__name__} with {type(loss).__name__} cannot leave '
+            f"out: set the head's loss=dict(type='CrossEntropyLoss')"
+        )
+    given = model.data_preprocessor
+    if isinstance(given, ClsDataPreprocessor) and given.batch_augments:
+        raise PreCheckError(
+            'train_dataloader has images without a label, which mixup and '
+            'cutmix cannot mix: leave batch_augments out of train_cfg of the '
+            'student'
         )
 
 
