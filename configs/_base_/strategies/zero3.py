@@ -1,16 +1,5 @@
-"""DeepSpeed ZeRO-3 in bfloat16: weights, gradients and optimizer shared.
+"""DeepSpeed ZeRO-3 in bfloat16: as ZeRO-2, and weights shared as well."""
 
-DeepSpeed, which MMEngine needs older than 0.19, is not among the requirements.
-A config beside this one has ``optim_wrapper`` of the type
-``DeepSpeedOptimWrapper``, without ``clip_grad``: see ``docs/guides/scale.md``.
-"""
+_base_ = './zero2.py'
 
-runner_type = 'transmamba.StagedRunner'
-strategy = dict(
-    type='DeepSpeedStrategy',
-    bf16=dict(enabled=True),
-    zero_optimization=dict(
-        stage=3, overlap_comm=True, contiguous_gradients=True
-    ),
-    inputs_to_half=['inputs'],
-)
+strategy = dict(zero_optimization=dict(stage=3))
