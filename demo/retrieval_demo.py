@@ -25,7 +25,7 @@ from transmamba_mm.datasets.transforms.video_decoding import (
     reading,
 )
 from transmamba_mm.datasets.transforms.video_frames import choose_frames
-from transmamba_mm.utils import cli
+from transmamba_mm.utils import cli, mistakes
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Videos found</title>
@@ -113,6 +113,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='leave out videos that cannot be decoded',
     )
+    cli.add_cfg_options(parser)
     args = parser.parse_args()
     if (args.videos is None) == (args.index is None):
         parser.error('give --videos or --index')
@@ -124,19 +125,22 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the demo."""
     args = parse_args()
-    search = VideoTextRetrievalInferencer(
-        args.config,
-        videos=args.videos,
-        index=args.index,
-        pretrained=args.checkpoint,
-        device=args.device,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        on_error='skip' if args.skip else 'error',
-    )
-    if args.save_index:
-        search.save_index(args.save_index)
-    results = search(args.query, topk=args.topk) if args.query else []
+    cfg = cli.load_config(args)
+    cli.check_local_file(args.checkpoint, 'checkpoint')
+    with mistakes.explained(cfg):
+        search = VideoTextRetrievalInferencer(
+            cfg,
+            videos=args.videos,
+            index=args.index,
+            pretrained=args.checkpoint,
+            device=args.device,
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+            on_error='skip' if args.skip else 'error',
+        )
+        if args.save_index:
+            search.save_index(args.save_index)
+        results = search(args.query, topk=args.topk) if args.query else []
     for result in results:
         print(result['text'])
         for found in result['predictions']:

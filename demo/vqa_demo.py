@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from transmamba_mm.apis import VisualChatInferencer
-from transmamba_mm.utils import cli
+from transmamba_mm.utils import cli, mistakes
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,6 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--top-p', type=float, default=1.0, help='of the draw; default: 1'
     )
+    cli.add_cfg_options(parser)
     args = parser.parse_args()
     if not Path(args.image).is_file():
         parser.error(f"there is no picture '{args.image}'")
@@ -38,7 +39,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the demo."""
     args = parse_args()
-    chat = VisualChatInferencer(args.config, args.checkpoint, args.device)
+    cfg = cli.load_config(args)
+    cli.check_local_file(args.checkpoint, 'checkpoint')
     options = {}
     if args.max_new_tokens is not None:
         options['max_new_tokens'] = args.max_new_tokens
@@ -46,12 +48,14 @@ def main() -> None:
         options.update(
             do_sample=True, temperature=args.temperature, top_p=args.top_p
         )
-    text = shown = ''
-    for text in chat.stream([args.image], args.question, **options):
-        # A letter of several tokens is no letter before its last one.
-        new = text[len(shown) :].rstrip('\ufffd')
-        print(new, end='', flush=True)
-        shown += new
+    with mistakes.explained(cfg):
+        chat = VisualChatInferencer(cfg, args.checkpoint, args.device)
+        text = shown = ''
+        for text in chat.stream([args.image], args.question, **options):
+            # A letter of several tokens is no letter before its last one.
+            new = text[len(shown) :].rstrip('\ufffd')
+            print(new, end='', flush=True)
+            shown += new
     print(text[len(shown) :])
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Optional
 
 from transmamba_mm.apis import VisualChatInferencer
-from transmamba_mm.utils import cli
+from transmamba_mm.utils import cli, mistakes
 
 
 def make_page(chat: VisualChatInferencer) -> Any:
@@ -67,13 +67,17 @@ def parse_args() -> argparse.Namespace:
         '--host', default='127.0.0.1', help='default: %(default)s'
     )
     parser.add_argument('--port', type=int, default=7860)
+    cli.add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     """Run the page."""
     args = parse_args()
-    chat = VisualChatInferencer(args.config, args.checkpoint, args.device)
+    cfg = cli.load_config(args)
+    cli.check_local_file(args.checkpoint, 'checkpoint')
+    with mistakes.explained(cfg):
+        chat = VisualChatInferencer(cfg, args.checkpoint, args.device)
     make_page(chat).launch(server_name=args.host, server_port=args.port)
 
 

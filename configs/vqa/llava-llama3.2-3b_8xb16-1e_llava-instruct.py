@@ -28,7 +28,8 @@ model = dict(
         ),
     ),
 )
-# Trained in float32 with autocast; as a teacher it is in bfloat16.
+# Weights are trained in float32 (--amp adds autocast); as a teacher it is in
+# bfloat16.
 model['lang_encoder'] = dict(
     model['lang_encoder'], dtype='float32', with_cp=True
 )

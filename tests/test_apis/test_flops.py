@@ -5,7 +5,9 @@ import pytest
 import torch
 from helpers import CONFIGS, pmamba_cfg, run_tool_here
 from mmengine.analysis import FlopAnalyzer
+from mmengine.config import Config
 from torch import nn
+from vqa_cases import TINY
 
 from transmamba_mm.apis import get_flops
 from transmamba_mm.models import VisionMamba
@@ -129,3 +131,13 @@ def test_mistakes_of_the_tool(tmp_path, monkeypatch, capsys, args, message):
         run_tool_here(monkeypatch, 'analysis_tools/get_flops', config, *args)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_tool_counts_no_text(tmp_path, monkeypatch, capsys):
+    config = tmp_path / 'llava.py'
+    Config(dict(model=TINY)).dump(config)
+    with pytest.raises(SystemExit):
+        run_tool_here(monkeypatch, 'analysis_tools/get_flops', config)
+    assert (
+        'FLOPs of a TransLlava depend on its text' in capsys.readouterr().err
+    )

@@ -59,7 +59,9 @@ def folder(tmp_path_factory):
 def model():
     built = build_random(mamba_cfg())
     dataset = dict(type='transmamba.VideoTextDataset', pipeline=pipeline())
-    built._config = Config(dict(test_dataloader=dict(dataset=dataset)))
+    built._config = Config(
+        dict(model=mamba_cfg(), test_dataloader=dict(dataset=dataset))
+    )
     return built
 
 
@@ -111,6 +113,19 @@ def test_a_saved_index_needs_the_same_weights(model, folder, tmp_path):
         next(other.parameters()).add_(1e-3)
     with pytest.raises(CheckpointError, match='other weights'):
         VideoTextRetrievalInferencer(other, index=tmp_path / 'clips.index')
+    for changed in (
+        dict(data_preprocessor=dict(mean=[1.0] * 3, std=[2.0] * 3)),
+        dict(text_encoder=dict(mamba_cfg()['text_encoder'], act='gelu')),
+    ):
+        other = copy.deepcopy(model)
+        other._config.model = dict(mamba_cfg(), **changed)
+        with pytest.raises(CheckpointError, match='other weights or settings'):
+            VideoTextRetrievalInferencer(other, index=tmp_path / 'clips.index')
+    # A distillation's student is the same model, wherever weights come from.
+    other = copy.deepcopy(model)
+    student = dict(mamba_cfg(), init_cfg=dict(type='Pretrained'))
+    other._config.model = dict(architecture=student, teacher=dict())
+    VideoTextRetrievalInferencer(other, index=tmp_path / 'clips.index')
     (tmp_path / 'text').write_text('no index')
     torch.save(dict(state_dict={}), tmp_path / 'weights.pth')
     for name in ('text', 'weights.pth'):
@@ -178,3 +193,14 @@ def test_demo_writes_a_page(model, folder, tmp_path, monkeypatch, capsys):
         assert 'http' not in text
     printed = capsys.readouterr().out.splitlines()
     assert printed.count('circle <b>') == 2
+
+
+def test_a_checkpoint_that_does_not_fit(model, tmp_path):
+    """It would rank by random weights."""
+    state = model.state_dict()
+    state = {k: v for k, v in state.items() if not k.startswith('backbone.')}
+    torch.save(state, tmp_path / 'part.pth')
+    with pytest.raises(CheckpointError, match='is of another model'):
+        VideoTextRetrievalInferencer(
+            model, pretrained=str(tmp_path / 'part.pth')
+        )

@@ -15,6 +15,7 @@ from PIL import Image
 from vqa_cases import TINY, read_tiny
 
 from transmamba_mm.apis import VisualChatInferencer
+from transmamba_mm.checkpoints import CheckpointError
 from transmamba_mm.models.multimodal import ByteTokenizer
 from transmamba_mm.registry import MODELS, TOKENIZER
 
@@ -235,3 +236,75 @@ def test_the_page_answers(saved, pictures, monkeypatch):
     assert list(page.fn(None, 'What?', 3))
     with pytest.raises(gradio.Error, match='ask a question'):
         list(page.fn(None, ' ', 3))
+
+
+@pytest.mark.parametrize('lacks', ['lang_encoder.', 'shape'])
+def test_a_checkpoint_that_does_not_fit(saved, lacks, monkeypatch, capsys):
+    """It would answer with random weights."""
+    model, config, checkpoint = saved
+    state = model.state_dict()
+    if lacks == 'shape':
+        state['projector.layers.0.bias'] = torch.zeros(3)
+    state = {k: v for k, v in state.items() if not k.startswith(lacks)}
+    torch.save(state, checkpoint)
+    with pytest.raises(CheckpointError, match='is of another model'):
+        VisualChatInferencer(config, checkpoint)
+    with pytest.raises(CheckpointError, match='is of another model'):
+        VisualChatInferencer(model, checkpoint)
+    options = ('--config', config, '--checkpoint', checkpoint)
+    with pytest.raises(SystemExit):
+        run_tool_here(
+            monkeypatch, '../demo/vqa_demo', __file__, 'What?', *options
+        )
+    assert 'is of another model' in capsys.readouterr().err
+
+
+def test_the_demo_names_mistakes(saved, pictures, monkeypatch, capsys):
+    _, config, checkpoint = saved
+
+    def mistake(config, checkpoint, *options):
+        args = ('--config', config, '--checkpoint', checkpoint, *options)
+        with pytest.raises(SystemExit) as stop:
+            run_tool_here(
+                monkeypatch, '../demo/vqa_demo', pictures[0], 'What?', *args
+            )
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    assert "'gone.py'" in mistake('gone.py', checkpoint)
+    assert "'gone.pth'" in mistake(config, 'gone.pth')
+    path = Config.fromfile(config)
+    path.pop('test_dataloader')
+    path.dump(config)
+    assert 'the config has no test_dataloader' in mistake(config, checkpoint)
+
+
+def test_images_of_a_config_that_only_trains(pictures):
+    model = make('llava_instruct')
+    asked = [(pictures[:1], 'What?')]
+    wanted = VisualChatInferencer(model)(asked)
+    model._config.train_dataloader = model._config.pop('test_dataloader')
+    assert VisualChatInferencer(model)(asked) == wanted
+
+
+def test_photos_are_upright(tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (12, 20, 3), np.uint8)
+    image, path = Image.fromarray(pixels), str(tmp_path / 'photo.png')
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    image.save(path, exif=exif)
+    chat = VisualChatInferencer(make())
+    data = [chat.prepare([([x], 'What?')]) for x in (path, Image.open(path))]
+    assert data[0]['inputs'][0].equal(data[1]['inputs'][0])
+    upright = image.rotate(-90, expand=True)
+    data = chat.prepare([([upright], 'What?')])['inputs'][0]
+    assert data.equal(chat.prepare([([path], 'What?')])['inputs'][0])
+
+
+def test_what_makes_no_question():
+    chat = VisualChatInferencer(make())
+    with pytest.raises(ValueError, match='needs a question'):
+        chat([([], [])])
+    with pytest.raises(ValueError, match=r'\(H, W, 3\), got \(4, 5\)'):
+        chat([([np.zeros((4, 5), np.uint8)], 'What?')])
+    assert list(chat.stream([], 'What?', length_penalty=2.0))

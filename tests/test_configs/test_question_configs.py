@@ -2,11 +2,15 @@
 """Data configs of visual questions run on tiny trees of their files."""
 
 import json
+from itertools import product
 
 import pytest
-from helpers import tiny_runner
+from config_cases import VQA
+from helpers import CONFIGS, tiny_runner
+from mmengine.config import Config
 from vqa_cases import DATASETS, TESTED, TINY, TRAINED, TREES, read_tiny
 
+MODEL_BESIDE = Config.fromfile(DATASETS / 'llava_instruct.py')
 RESULTS = dict(
     gqa={'gqa/accuracy': (0, 100), 'gqa/num_questions': (2, 2)},
     textvqa={'textvqa/accuracy': (0, 100), 'textvqa/num_questions': (2, 2)},
@@ -31,6 +35,22 @@ def test_all_have_a_case():
     assert asked == TESTED.keys() == RESULTS.keys()
 
 
+@pytest.mark.parametrize(
+    ('name', 'benchmark'), [*product(VQA[-1:], TESTED), *product(VQA, ['gqa'])]
+)
+def test_every_model_can_be_tested(name, benchmark, tmp_path):
+    """Two bases are a whole config, as the guide says."""
+    bases = [CONFIGS / name, DATASETS / f'{benchmark}.py']
+    path = tmp_path / 'both.py'
+    path.write_text(f'_base_ = {list(map(str, bases))}\n')
+    cfg, alone = Config.fromfile(path), Config.fromfile(CONFIGS / name)
+    assert cfg.model == alone.model
+    assert cfg.data_preprocessor == MODEL_BESIDE.data_preprocessor
+    wanted = Config.fromfile(bases[1])
+    for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
+        assert cfg[key] == wanted[key]
+
+
 @pytest.mark.parametrize('name', TESTED)
 def test_a_model_is_tested(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -39,7 +59,7 @@ def test_a_model_is_tested(name, tmp_path, monkeypatch):
     runner = tiny_runner(
         tmp_path,
         TINY,
-        data_preprocessor=cfg.data_preprocessor,
+        data_preprocessor=MODEL_BESIDE.data_preprocessor,
         test_dataloader=cfg.test_dataloader,
         test_evaluator=cfg.test_evaluator,
         test_cfg=cfg.test_cfg,

@@ -8,7 +8,7 @@ import timm
 import torch
 from helpers import run_tool_here
 from mmpretrain.registry import MODELS
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo
 
 TOOL = 'model_converters/timm_to_classifier'
@@ -75,3 +75,12 @@ def test_a_class_that_is_none_of_imagenet(
             *('--classes', tmp_path / 'train'),
         )
     assert re.search(r"\['cats'\].*no classes", capsys.readouterr().err)
+
+
+def test_safetensors(released, tmp_path, monkeypatch):
+    out = tmp_path / 'out.safetensors'
+    run_tool_here(monkeypatch, TOOL, NAME, released[0], out)
+    wanted = convert(monkeypatch, tmp_path, released[0])
+    found = load_file(out)
+    assert found.keys() == wanted.keys()
+    assert all(found[key].equal(wanted[key]) for key in wanted)

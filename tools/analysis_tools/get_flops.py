@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 
 import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
 from transmamba_mm.apis import get_flops
+from transmamba_mm.models import TransLlava
 from transmamba_mm.registry import MODELS
 from transmamba_mm.utils import cli
 
@@ -68,6 +69,12 @@ def main() -> None:
         )
     size = args.shape * 2 if len(args.shape) == 1 else args.shape
     model = build_model(cli.load_config(args))
+    if isinstance(model, TransLlava):
+        raise cli.UsageError(
+            'the FLOPs of a TransLlava depend on its text and are not '
+            'counted: give the config of a classifier, a backbone or a '
+            'retriever'
+        )
     shape = (in_channels(model), *size)
     try:
         flops = get_flops(model, shape)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from transmamba_mm.checkpoints import CheckpointError
+from transmamba_mm.checkpoints import CheckpointError, write_weights
 from transmamba_mm.utils import cli
 
 MODULES = dict(
@@ -91,7 +91,7 @@ def main() -> None:
     out = Path(args.out)
     state = convert(args.file)
     out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=state), out)
+    write_weights(str(out), state, meta={})
     print(f'written to {out}')
 
 

@@ -16,13 +16,14 @@ import argparse
 from pathlib import Path
 
 import timm
-import torch
 from timm.data import ImageNetInfo
+from torch import Tensor
 
 from transmamba_mm.checkpoints import (
     CheckpointError,
     read_checkpoint,
     unwrap_state_dict,
+    write_weights,
 )
 from transmamba_mm.utils import cli
 
@@ -32,7 +33,7 @@ def convert(
     checkpoint: str,
     img_size: int = 224,
     classes: str = '',
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     """Reads a timm checkpoint of ImageNet-1k for another size and head.
 
     Args:
@@ -96,7 +97,7 @@ def main() -> None:
         state = convert(**args)
     except (OSError, ValueError) as error:
         raise cli.UsageError(str(error)) from error
-    torch.save(dict(state_dict=state), out)
+    write_weights(str(out), state, meta={})
     print(f'written to {out}')
 
 

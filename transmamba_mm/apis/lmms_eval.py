@@ -129,7 +129,7 @@ class TransLlavaModel(lmms):
             images, _ = self._asked(question, show, place)
             data = self.chat.prepare([(images, [(question, str(answer))])])
             with torch.no_grad():
-                merged = llava.merge(**data)
+                merged = llava.merge(**data, cut=False)
                 logits = llava.lang_encoder(**merged.inputs)[:, :-1].float()
             labels = merged.labels[:, 1:]
             read = labels != IGNORED

@@ -2,7 +2,7 @@
 """Search for videos by text: an index of a folder, and queries to it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
 from mmengine.logging import print_log
-from mmpretrain.apis.base import BaseInferencer, ModelType
+from mmpretrain.apis.base import ModelType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,7 +22,7 @@ from transmamba_mm.datasets.transforms import TokenizeText
 from transmamba_mm.datasets.video_files import VIDEOS
 from transmamba_mm.models import VideoTextRetriever
 
-from .inferencers import with_pipeline
+from .inferencers import StrictInferencer, pipeline_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class VideoIndex:
     Attributes:
         paths (list[str]): Of the videos.
         embeddings (Tensor): (num_videos, D), of length 1.
-        made_by (str): The pipeline, and the digest of the weights.
+        made_by (str): The pipeline, the model's settings, and the digest of
+            its weights.
     """
 
     paths: list
@@ -107,7 +108,7 @@ def videos_in(folder: str) -> list[str]:
     )
 
 
-class VideoTextRetrievalInferencer(BaseInferencer):
+class VideoTextRetrievalInferencer(StrictInferencer):
     """Finds the videos that fit a text best.
 
     Args:
@@ -126,7 +127,7 @@ class VideoTextRetrievalInferencer(BaseInferencer):
         num_workers (int): Processes that decode. Defaults to 0, this one.
         on_error (str): ``'error'`` or ``'skip'`` of videos that cannot be
             decoded. Defaults to ``'error'``.
-        **kwargs: Further arguments of mmpretrain's ``BaseInferencer``.
+        **kwargs: Further arguments of :class:`StrictInferencer`.
 
     Attributes:
         index (VideoIndex | None): What queries are answered from.
@@ -134,7 +135,8 @@ class VideoTextRetrievalInferencer(BaseInferencer):
     Raises:
         TypeError: If the model is no retriever.
         ValueError: If an option makes no sense.
-        CheckpointError: If the index was made by other weights.
+        CheckpointError: If the checkpoint does not fit, or the index was
+            made by another model.
 
     Examples:
         >>> search = VideoTextRetrievalInferencer(
@@ -173,7 +175,7 @@ class VideoTextRetrievalInferencer(BaseInferencer):
             self.index_videos(videos)
 
     def _init_pipeline(self, cfg: Config) -> Compose:
-        steps = with_pipeline(cfg.test_dataloader.dataset).pipeline
+        steps = pipeline_of(cfg)
         # Made here, so that a transform's class and its name are one case.
         built = Compose(steps).transforms
         self._tokenize = next(
@@ -236,13 +238,14 @@ class VideoTextRetrievalInferencer(BaseInferencer):
 
         Raises:
             ValueError: If the file holds none.
-            CheckpointError: If other weights, or another pipeline, made it.
+            CheckpointError: If another model or pipeline made it.
         """
         index = VideoIndex.load(path)
         if index.made_by != self._identity():
             raise CheckpointError(
-                f"the index '{path}' was made by other weights or another "
-                f'pipeline than this model has: index the videos again'
+                f"the index '{path}' was made by other weights or settings, "
+                f'or another pipeline, than this model has: index the videos '
+                f'again'
             )
         self.index = index
         return index
@@ -257,7 +260,14 @@ class VideoTextRetrievalInferencer(BaseInferencer):
 
     def _identity(self) -> str:
         """What embeddings of videos depend on."""
-        return f'{self._steps} {digest_of(self.retriever.state_dict())}'
+        model = self.config.get('model', {})
+        settings = dict(model.get('architecture', model))  # of a distillation
+        for owner in (model, self.config):
+            settings['data_preprocessor'] = settings.get(
+                'data_preprocessor'
+            ) or owner.get('data_preprocessor')
+        digest = digest_of(self.retriever.state_dict())
+        return f'{self._steps} {_embedding_settings(settings)} {digest}'
 
     # -------------------------------------------------------------- queries
 
@@ -298,6 +308,19 @@ class VideoTextRetrievalInferencer(BaseInferencer):
                 texts, best.values.tolist(), best.indices.tolist()
             )
         ]
+
+
+def _embedding_settings(value: Any) -> Any:
+    """Settings without those that say where weights are from."""
+    if isinstance(value, Mapping):
+        return {
+            key: _embedding_settings(value[key])
+            for key in sorted(value)
+            if key != 'init_cfg'
+        }
+    if isinstance(value, (list, tuple)):
+        return [_embedding_settings(x) for x in value]
+    return value
 
 
 def _retriever_of(model: nn.Module) -> VideoTextRetriever:

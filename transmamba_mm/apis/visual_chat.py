@@ -11,9 +11,8 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope
-from mmpretrain.apis.base import BaseInferencer
 from mmpretrain.datasets import PackInputs
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from transmamba_mm.checks import check_int
@@ -28,7 +27,7 @@ from transmamba_mm.models import TransLlava, TransMambaLM
 from transmamba_mm.models.language import stream
 from transmamba_mm.models.multimodal.prompts import Turn
 
-from .inferencers import with_pipeline
+from .inferencers import StrictInferencer, pipeline_of
 
 #: A path, a picture, or an array (H, W, 3) as mmcv reads it, BGR.
 Picture = Union[str, Image.Image, np.ndarray]
@@ -44,28 +43,28 @@ _NOT_OF_ONE_IMAGE = (
 )
 
 
-class VisualChatInferencer(BaseInferencer):
+class VisualChatInferencer(StrictInferencer):
     """Answers questions about images, several or none.
 
     What it is asked it asks as it is, without the prompt of a benchmark, which
     mmpretrain's ``VisualQuestionAnsweringInferencer`` adds where the pipeline
-    of the config's test set has one; of that pipeline this takes what happens
-    to an image.
+    of the config's test set has one; of that pipeline, or that of the training
+    set where there is no other, this takes what happens to an image.
 
     Args:
         model (BaseModel | str | Config): A :class:`TransLlava`, alone or as
             the student of a distillation: the path of its config, or the
             model with its config as ``_config``.
-        pretrained (bool | str): Path of a checkpoint. Defaults to True, that
-            of a named model.
-        device (str, optional): Defaults to None, the CPU.
-        **kwargs: Further arguments of mmpretrain's ``BaseInferencer``.
+        *args: Further arguments of :class:`StrictInferencer`.
+        **kwargs: Likewise.
 
     Attributes:
         llava (TransLlava): What answers.
 
     Raises:
         TypeError: If the model is none.
+        CheckpointError: If the checkpoint does not fit.
+        ValueError: If no dataset of the config has a pipeline.
 
     Examples:
         >>> chat = VisualChatInferencer('config.py', 'iter_5197.pth')
@@ -83,8 +82,7 @@ class VisualChatInferencer(BaseInferencer):
         self.llava = _llava_of(self.model)
 
     def _init_pipeline(self, cfg: Config) -> Compose:
-        steps = with_pipeline(cfg.test_dataloader.dataset).pipeline
-        built = []
+        steps, built = pipeline_of(cfg), []
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             steps = Compose(steps).transforms
         for step in steps:
@@ -106,6 +104,10 @@ class VisualChatInferencer(BaseInferencer):
         pack, rows = PackConversation(), []
         for images, turns in inputs:
             turns = [(turns, None)] if isinstance(turns, str) else list(turns)
+            if not turns:
+                raise ValueError(
+                    'a conversation needs a question, and has none'
+                )
             shown = [self.pipeline(_read(image))['img'] for image in images]
             known = dict(id=None, img_paths=[], img=shown, turns=turns)
             rows.append(pack(known))
@@ -158,6 +160,7 @@ class VisualChatInferencer(BaseInferencer):
         llava = self.llava
         options = {**llava.generation_cfg, **generation_cfg}
         beams = options.pop('num_beams', 1)
+        options.pop('length_penalty', None)  # of beams
         if beams > 1 or not isinstance(llava.lang_encoder, TransMambaLM):
             yield self([(images, turns)], **generation_cfg)[0]
             return
@@ -176,9 +179,15 @@ class VisualChatInferencer(BaseInferencer):
 
 def _read(image: Picture) -> dict:
     if isinstance(image, Image.Image):
-        pixels = np.asarray(image.convert('RGB'))[..., ::-1]
+        # Upright, as mmcv reads files.
+        image = ImageOps.exif_transpose(image).convert('RGB')
+        pixels = np.asarray(image)[..., ::-1]
     elif isinstance(image, np.ndarray):
         pixels = image
+        if pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(
+                f'an image must be an array (H, W, 3), got {pixels.shape}'
+            )
     else:
         pixels = imread(image)
         if pixels is None:

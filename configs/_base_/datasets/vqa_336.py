@@ -1,14 +1,9 @@
 """A picture of 336 pixels and a question, as LLaVA-1.5 and lmms-eval ask.
 
 What the benchmarks share: pictures are padded to squares of CLIP's mean
-colour, and answers are to be short.
+colour, and answers are to be short. The model, and the data_preprocessor that
+goes with it, are another base of a config.
 """
-
-data_preprocessor = dict(
-    mean=[122.771, 116.746, 104.094],
-    std=[68.501, 66.632, 70.323],
-    to_rgb=True,
-)
 
 load_square = [
     dict(type='LoadImageFromFile'),

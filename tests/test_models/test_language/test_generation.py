@@ -143,3 +143,13 @@ def test_wrong_options_are_refused(model):
     ):
         with pytest.raises(ValueError):
             generate(model, **prompt, **wrong)
+    for beams in (1, 2):
+        limits = dict(max_new_tokens=1, num_beams=beams)
+        with pytest.raises(ValueError, match="no option 'top_k': it knows"):
+            generate(model, **prompt, **limits, top_k=3)
+
+
+def test_beams_ignore_how_to_draw(model):
+    options = dict(input_ids=ids(2, 4), max_new_tokens=3, num_beams=2)
+    found = generate(model, **options, temperature=0.7, top_p=0.9)
+    assert found.equal(generate(model, **options))

@@ -202,6 +202,30 @@ def test_a_linear_map_may_be_replaced_or_watched():
     assert isinstance(conv, nn.Conv1d)
 
 
+class Int8Linear(nn.Module):
+    """A linear map whose weight is stored as quantised ones are."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        scale = linear.weight.abs().max() / 127
+        self.register_buffer('scale', scale)
+        whole = (linear.weight / scale).round().to(torch.int8)
+        self.weight = nn.Parameter(whole, requires_grad=False)
+
+    def forward(self, x):
+        return x @ (self.weight * self.scale).T
+
+
+def test_quantised_maps_decode_as_the_whole():
+    model, tokens = tiny_lm(), ids(2, 6)
+    for layer in model.layers:
+        layer.mixer.in_proj = Int8Linear(layer.mixer.in_proj)
+    want, states = model(tokens), model.new_states(2)
+    model(tokens[:, :3], states=states)
+    for i in range(3, 6):
+        close(model.step(tokens[:, i], states), want[:, i])
+
+
 def test_with_cp_holds_for_single_mixers():
     """A mixer that runs alone keeps its input and no more."""
     kept, grads = {}, {}

@@ -1,6 +1,8 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """TransLlava: what it reads, learns from and answers."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -253,6 +255,9 @@ def test_long_conversations_are_cut():
         close(logits_of(model, images, samples), whole[:, :length])
     model.max_length = 4
     assert model.loss(images, samples)['loss'] == 0
+    # But where likelihoods are compared.
+    merged = model.merge(images, samples, cut=False)
+    close(model.lang_encoder(**merged.inputs), whole)
 
 
 def test_vision_encoders():
@@ -322,6 +327,13 @@ def test_weights_of_transformers(tmp_path):
     again.init_weights()
     ours, theirs = (x.lang_encoder.state_dict() for x in (model, again))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    # Greedy, whatever the folder says of generation.
+    settings = tmp_path / 'generation_config.json'
+    settings.write_text(json.dumps(dict(repetition_penalty=5.0)))
+    prompt = dict(input_ids=torch.tensor([[3, 4]]), max_new_tokens=12)
+    found = MODELS.build(path).eval().generate(**prompt, do_sample=False)
+    wanted = model.lang_encoder.eval().generate(**prompt, do_sample=False)
+    assert found.equal(wanted)
     drawn = MODELS.build(dict(path, load_pretrained=False, dtype='bfloat16'))
     key = 'model.model.embed_tokens.weight'
     assert drawn.state_dict()[key].dtype == torch.bfloat16

@@ -13,6 +13,15 @@ from ..layers import MixerState
 
 Ids = Union[int, Sequence[int], None]
 
+#: Arguments of a model's forward pass that make a prompt.
+PROMPT = (
+    'input_ids',
+    'attention_mask',
+    'inputs_embeds',
+    'image_mask',
+    'question_mask',
+)
+
 
 class Decoder(Protocol):
     """What generation needs of a model; see ``TransMambaLM``."""
@@ -31,6 +40,12 @@ def _start(
     model: Decoder, prompt: dict[str, Any]
 ) -> tuple[Tensor, list[MixerState]]:
     """Reads the prompts; log-probabilities (B, V) of what follows."""
+    for name in prompt.keys() - set(PROMPT):
+        raise ValueError(
+            f'generation has no option {name!r}: it knows max_new_tokens, '
+            f'num_beams, length_penalty, do_sample, temperature, top_p, '
+            f'generator, eos_token_id and pad_token_id'
+        )
     mask = prompt.get('attention_mask')
     if mask is not None and not mask[:, -1].all():
         raise ValueError(
@@ -129,6 +144,9 @@ def stream(
         scores = _log_probs(model.step(tokens, states))
 
 
+_DRAWS = ('temperature', 'top_p', 'generator')
+
+
 def _likeliest(scores: Tensor) -> Tensor:
     return scores.argmax(-1)
 
@@ -156,7 +174,8 @@ def generate(
         eos_token_id (int | Sequence[int], optional): See :func:`stream`.
         pad_token_id (int): See :func:`stream`.
         do_sample (bool): See :func:`stream`.
-        **options: The prompt and further options of :func:`stream`.
+        **options: The prompt and further options of :func:`stream`, which
+            have no meaning where nothing is drawn.
 
     Returns:
         Tensor: New tokens (B, T), without the prompt, with what ends them,
@@ -175,7 +194,9 @@ def generate(
         return torch.stack(list(tokens), dim=1)
     if do_sample:
         raise ValueError('beam search does not draw: set do_sample=False')
-    return _beam_search(model, num_beams, length_penalty, **limits, **options)
+    # What else there is says how to draw.
+    prompt = {x: options[x] for x in options if x not in _DRAWS}
+    return _beam_search(model, num_beams, length_penalty, **limits, **prompt)
 
 
 @torch.no_grad()

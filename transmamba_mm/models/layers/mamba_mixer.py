@@ -101,7 +101,8 @@ class MambaMixer(BidirectionalMixer):
         Returns:
             MixerState: All zeros.
         """
-        weight = self.in_proj.weight
+        # Of no Linear, which may be quantised.
+        weight = self.conv1d.weight
         # Not weight.new_zeros: weights may be shared among processes.
         like = dict(dtype=weight.dtype, device=weight.device)
         conv = torch.zeros(

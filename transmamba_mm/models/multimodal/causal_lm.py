@@ -41,7 +41,11 @@ class TransformersCausalLM(BaseModule):
         dtype: str = 'float32',
         with_cp: bool = False,
     ) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import (
+            AutoConfig,
+            AutoModelForCausalLM,
+            GenerationConfig,
+        )
 
         super().__init__()
         kind = getattr(torch, str(dtype), None)
@@ -67,6 +71,11 @@ class TransformersCausalLM(BaseModule):
                     f'{name_or_path!r} has no weights for '
                     f'{", ".join(lacking[:3])} ({len(lacking)} tensors)'
                 )
+            # The folder's may have a penalty: greedy is greedy, however the
+            # weights came in.
+            self.model.generation_config = GenerationConfig.from_model_config(
+                self.model.config
+            )
         else:
             if isinstance(name_or_path, str):
                 config = AutoConfig.from_pretrained(name_or_path)

@@ -173,6 +173,7 @@ class TransLlava(StrictPretrained, BaseModel):
         inputs: Sequence[Tensor],
         data_samples: Sequence[BaseDataElement],
         to_answer: bool = False,
+        cut: bool = True,
     ) -> MergedSequences:
         """Text and images of samples as one batch of sequences.
 
@@ -183,6 +184,8 @@ class TransLlava(StrictPretrained, BaseModel):
             to_answer (bool): Whether to end each before its last answer, not
                 to cut it and to pad on the left, to generate. Defaults to
                 False.
+            cut (bool): Whether to cut after ``max_length`` tokens, unless
+                ``to_answer``. Defaults to True.
 
         Returns:
             MergedSequences: The batch.
@@ -201,7 +204,7 @@ class TransLlava(StrictPretrained, BaseModel):
             [self.template(each) for each in turns],
             self._tokens_of(inputs),
             self.lang_encoder.embed_tokens,
-            max_length=None if to_answer else self.max_length,
+            max_length=self.max_length if cut and not to_answer else None,
             pad_left=to_answer,
         )
 
