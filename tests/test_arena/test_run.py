@@ -36,6 +36,7 @@ CONFIG = """
 train_cfg = dict(max_epochs=2)
 randomness = dict(seed=0)
 model = dict(teacher_ckpt=None)
+val_dataloader = dict()
 """
 
 
@@ -456,3 +457,18 @@ def test_gpus_are_handed_out_in_turn(tmp_path, config, monkeypatch):
     assert run_grid(grid, tmp_path, train=pretend) == []
     assert seen == ['3', '5']
     assert os.environ['CUDA_VISIBLE_DEVICES'] == '3,5'
+
+
+def measures_nothing(cfg, report, metric):
+    return dict(accuracy=[], similarity={})
+
+
+def test_cells_that_measure_nothing(tmp_path, config, capsys):
+    grid = Grid('', [Contestant('idle', config)], [0])
+    for _ in range(2):
+        failed = run_grid(grid, tmp_path, train=measures_nothing)
+        assert failed == ['idle_seed0']
+        assert 'accuracy/top1 was never measured' in capsys.readouterr().err
+    blind = Contestant('blind', config, {'val_dataloader': None})
+    with pytest.raises(ValueError, match=r'blind_seed0: .* no val_dataloader'):
+        plan_jobs(Grid('', [blind], [0]), tmp_path)

@@ -13,7 +13,7 @@ from helpers import (
 )
 from mmengine.registry import init_default_scope
 
-from transmamba_mm.datasets.partly_labelled import NO_LABEL
+from transmamba_mm.contract.answers import IGNORED
 from transmamba_mm.registry import DATASETS
 
 DIGITS = dict(
@@ -41,7 +41,7 @@ def test_the_labels_of_a_balanced_share_are_left():
     assert len(dataset) == 1297
     assert dataset.metainfo['classes'] == tuple('0123456789')
     found = labels(dataset)
-    known = found != NO_LABEL
+    known = found != IGNORED
     assert (found[known] == whole[known]).all()
     counts = np.bincount(found[known]) / np.bincount(whole)
     assert np.abs(counts - 0.25).max() < 0.005
@@ -91,7 +91,7 @@ def test_only_labelled_images_have_a_task_loss(tmp_path):
     images, samples = tiny_batch(6)
     whole = model.loss(images, samples)
     for sample in samples[2:]:
-        sample.set_gt_label(NO_LABEL)
+        sample.set_gt_label(IGNORED)
     found = model.loss(images, samples)
     known = model.loss(images[:2], samples[:2])['student.loss']
     task = found.pop('student.loss')
@@ -101,7 +101,7 @@ def test_only_labelled_images_have_a_task_loss(tmp_path):
     for name, value in whole.items():
         torch.testing.assert_close(found[name], value)
     for sample in samples[:2]:
-        sample.set_gt_label(NO_LABEL)
+        sample.set_gt_label(IGNORED)
     assert model.loss(images, samples)['student.loss'] == 0
 
 
@@ -110,6 +110,6 @@ def test_label_smoothing_refuses_them(tmp_path):
     loss = dict(type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=3)
     model = distillation(tmp_path, loss=loss)
     images, samples = tiny_batch(6)
-    samples[1].set_gt_label(NO_LABEL)
+    samples[1].set_gt_label(IGNORED)
     with pytest.raises(RuntimeError, match='non-negative'):
         model.loss(images, samples)

@@ -6,7 +6,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import tiny_student, tiny_teacher
+from helpers import (
+    build,
+    save_teacher,
+    tiny_batch,
+    tiny_student,
+    tiny_teacher,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -207,3 +213,31 @@ def test_grid_of_the_connector():
     wanted = padded_mlp(connector.mlps[1], tap.resized((4, 4)).tokens)
     torch.testing.assert_close(out.tokens, wanted, **SAME)
     assert out.grid == (4, 4)
+
+
+@pytest.mark.parametrize('shared', [False, True])
+@pytest.mark.parametrize('tap', ['out', 'inner', 'residual'])
+def test_each_tap_has_its_width(tap, shared, tmp_path):
+    model = build(
+        dict(
+            type='transmamba.TransMambaDistill',
+            architecture=tiny_student(),  # of expand=2
+            teacher=tiny_teacher(),
+            teacher_ckpt=save_teacher(tmp_path / 'teacher.pth'),
+            distiller=dict(
+                type='transmamba.MethodDistiller',
+                methods=[
+                    dict(
+                        type='transmamba.AdaptiveBidirectional',
+                        tap=tap,
+                        shared=shared,
+                    )
+                ],
+            ),
+        )
+    )
+    calibration = model.distiller.connectors['calibration']
+    width = 24 if tap == 'inner' else 12
+    assert {mlp.in_channels for mlp in calibration.mlps} == {width}
+    losses = model.loss(*tiny_batch())
+    assert all(x.isfinite() for k, x in losses.items() if 'loss' in k)

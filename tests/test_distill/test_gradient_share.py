@@ -7,9 +7,11 @@ import pytest
 import torch
 from distill_cases import method, of_methods
 from helpers import snapshot, tiny_batch, tiny_runner, tiny_student
+from torch import distributed
 
 from transmamba_mm.distill import DistillScheduleHook, GradientShareHook
 from transmamba_mm.distill.gradient_share import gradient_shares
+from transmamba_mm.distill.hooks import refuse_sharded
 from transmamba_mm.registry import MODELS
 
 MIXUP = dict(augments=[dict(type='Mixup', alpha=0.8)])
@@ -117,3 +119,21 @@ def test_idle_without_a_distillation(tmp_path):
     ).train()
     with pytest.raises(ValueError, match='interval'):
         GradientShareHook(interval=0)
+
+
+def test_shared_weights_are_refused(tmp_path):
+    fsdp = pytest.importorskip('torch.distributed.fsdp')
+    if 'fully_shard' not in vars(fsdp):
+        pytest.skip('PyTorch is older than 2.6')
+    distributed.init_process_group(
+        'gloo', f'file://{tmp_path}/store', rank=0, world_size=1
+    )
+    try:
+        model = torch.nn.Linear(2, 2)
+        refuse_sharded(model, 'A hook')
+        mesh = distributed.device_mesh.init_device_mesh('cpu', (1,))
+        fsdp.fully_shard(model, mesh=mesh)
+        with pytest.raises(ValueError, match='A hook needs whole weights'):
+            refuse_sharded(model, 'A hook')
+    finally:
+        distributed.destroy_process_group()

@@ -764,6 +764,7 @@ def test_methods_are_confined_to_the_phases_that_name_them():
     ('phases', 'message'),
     [
         ([Phase(0.2, methods=('d',))], 'names d, but the methods are a, b'),
+        ([Phase(1.0, methods=('b',))], 'a has no phase to count in'),
         ([Phase(0.8, methods=('b',))], r'a counts.*\(0.8, 1.0\)'),
         (
             [

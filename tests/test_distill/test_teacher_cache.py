@@ -20,6 +20,7 @@ from helpers import (
 )
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
+from mmengine.structures import BaseDataElement
 from mmpretrain.registry import DATASETS
 from mmpretrain.structures import DataSample
 from test_teacher_branch import SIZED, method, of, resnet
@@ -263,9 +264,9 @@ def test_several_teachers_with_their_own_inputs(train):
 def test_half_precision_is_close_and_half_as_large(train):
     plain = train('full', epochs=1)
     half = train('half', epochs=1, hook=dict(dtype='float16'))
-    assert_same(half, plain)  # nothing is read yet
     again = train('half', epochs=1, hook=dict(dtype='float16'))
     assert again.images == 0 and again.losses != plain.losses
+    assert_same(again, half)  # which has rounded as well
     for mine, theirs in zip(again.losses, plain.losses):
         assert mine == pytest.approx(theirs, rel=1e-2)
     sizes = [
@@ -279,6 +280,51 @@ def test_half_precision_is_close_and_half_as_large(train):
 
 
 # ---------------------------------------------------------------- refusals
+
+
+class Recorded:
+    """What the cache knows of a recorder."""
+
+    def __init__(self, value):
+        self.data_buffer = [torch.full((2, 3), float(value))]
+
+    def reset_data_buffer(self):
+        self.data_buffer = []
+
+
+def pictures(crc):
+    return [
+        BaseDataElement(
+            metainfo=dict(sample_idx=i, augment_view=0, image_crc=crc + i)
+        )
+        for i in range(2)
+    ]
+
+
+def test_a_new_recorder_does_not_hide_that_images_changed(tmp_path):
+    old, new = dict(a=Recorded(0)), dict(b=Recorded(1), a=Recorded(1))
+    cache = TeacherCache(tmp_path, 2, 1)
+    cache.create(old, dict(a={}))
+    cache.keep(old, pictures(100))
+    cache.flush()
+    cache = TeacherCache(tmp_path, 2, 1)
+    assert cache.open(dict(b={}, a={})) == ['b']
+    cache.create(dict(b=new['b']), dict(b={}))
+    with pytest.raises(ValueError, match='of another image'):
+        cache.recall(new, pictures(200), torch.device('cpu'))
+    # What is there is neither written nor vouched for again.
+    cache.keep(new, pictures(200))
+    cache.flush()
+    assert cache.recall(old, pictures(100), torch.device('cpu'))
+    assert old['a'].data_buffer[0].eq(0).all()
+
+
+def test_what_half_precision_cannot_hold(tmp_path):
+    recorder = dict(a=Recorded(1e5))
+    cache = TeacherCache(tmp_path, 2, 1, 'float16')
+    cache.create(recorder, dict(a={}))
+    with pytest.raises(ValueError, match=r'100000, which float16 cannot'):
+        cache.keep(recorder, pictures(100))
 
 
 def test_what_is_stale_is_refused(train, tmp_path):

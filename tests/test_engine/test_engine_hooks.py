@@ -115,9 +115,10 @@ def test_iteration_based_runs_resume_to_the_same_weights(
         ).train()
         return model.state_dict()
 
-    whole = train('whole', 4)
-    half = train('halves', 2)
-    resumed = train('halves', 4, resume=True)
+    # Within the second pass over 4 batches.
+    whole = train('whole', 7)
+    half = train('halves', 5)
+    resumed = train('halves', 7, resume=True)
     assert not torch.equal(
         half['head.layers.head.bias'], whole['head.layers.head.bias']
     )

@@ -17,6 +17,7 @@ from mmengine.hooks import Hook
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from transmamba_mm.datasets import PartlyLabelledDataset
 from transmamba_mm.distill import TransMambaDistill
 from transmamba_mm.engine import PreCheckError, PreCheckHook
 from transmamba_mm.registry import MODELS
@@ -428,3 +429,22 @@ def test_labels_of_others_are_checked_inside(folders, partly, tmp_path):
     partly['dataset']['dataset'] = folders('more', 'abcde')['dataset']
     found = check(tmp_path / 'run', tiny_student(), train_dataloader=partly)
     assert 'train_dataloader has the label 4 (PartlyLabelled' in found
+
+
+def test_they_are_in_no_way_of_a_plain_dataset(tmp_path):
+    data = PartlyLabelledDataset(dict(type=TinyPictures), 0.5)
+    loader = DataLoader(data, batch_size=4, collate_fn=pseudo_collate)
+    steps = Steps()
+    train(tmp_path, tiny_student(), steps, train_dataloader=loader)
+    assert steps.num == 2
+
+
+def test_a_method_that_reads_labels(make, partly, tmp_path):
+    model = make(
+        distiller=dict(
+            type='transmamba.MethodDistiller',
+            methods=[dict(type='transmamba.OneForAll')],
+        )
+    )
+    with pytest.raises(ValueError, match='leave that method out for unlab'):
+        train(tmp_path / 'run', model, train_dataloader=partly)

@@ -9,11 +9,15 @@ import torch
 import torch.nn.functional as F
 from helpers import TinyPictures, build, pmamba_cfg, tiny_batch, vit_cfg
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import MessageHub
+from mmpretrain.models import LabelSmoothLoss
 from teacher_cases import CASES
 from torch.utils.data import DataLoader
 
 from transmamba_mm.contract import Teacher, read_teacher
+from transmamba_mm.contract.answers import IGNORED
 from transmamba_mm.contract.roles import split_role
+from transmamba_mm.registry import DATASETS
 from transmamba_mm.transfer import Subcloner, TransferError
 from transmamba_mm.transfer.importance import CRITERIA
 from transmamba_mm.transfer.measure import (
@@ -256,3 +260,40 @@ def test_a_head_with_a_hidden_layer_does_not_count():
         assert head.rule == 'fresh'
         assert plan.selections['residual'].startswith('10 of 16 [')
     assert collect_changes(teacher, labelled())['residual'].shape == (16,)
+
+
+def test_no_trace_of_a_fine_tuning_in_the_log():
+    hub = MessageHub.get_current_instance()
+    collect_changes(build(vit_cfg()), labelled(2))
+    assert 'train/grad_norm' not in hub.log_scalars
+
+
+def test_images_without_a_label_do_not_count():
+    teacher = build(vit_cfg(), 1)
+    teacher.head.loss_module = LabelSmoothLoss(0.1, 3)
+    (batch,) = labelled()
+    part = dict(
+        inputs=batch['inputs'][:2], data_samples=batch['data_samples'][:2]
+    )
+    wanted = collect_changes(teacher, [part], optim_wrapper=SGD)
+    for sample in batch['data_samples'][2:]:
+        sample.set_gt_label(IGNORED)
+    without = dict(
+        inputs=batch['inputs'][2:], data_samples=batch['data_samples'][2:]
+    )
+    found = collect_changes(teacher, [without, batch], optim_wrapper=SGD)
+    for name, value in wanted.items():
+        assert value.equal(found[name]), name
+
+
+def test_data_that_ask_for_the_epoch():
+    pipeline = [dict(type='mmpretrain.PackInputs')]
+    data = DATASETS.build(
+        dict(
+            type='transmamba.SeededAugment',
+            dataset=dict(type='transmamba.Digits', pipeline=pipeline),
+        )
+    )
+    given = DataLoader(data, 2, collate_fn=pseudo_collate)
+    (batch,) = draw_batches(given, 1, 0)
+    assert len(batch['data_samples']) == 2

@@ -154,6 +154,11 @@ def plan_jobs(grid: Grid, out_dir: Path) -> list[Job]:
         # Merging takes `_delete_` out of what it merges.
         cfg.merge_from_dict(deepcopy(options))
         check_config_keys(settings_of(cfg))
+        if cfg.get('val_dataloader') is None:
+            raise ValueError(
+                f'{cell.key}: {cell.contestant.config} has no val_dataloader, '
+                f'which {grid.metric} would be measured on'
+            )
         cfg.merge_from_dict(dict.fromkeys(grid.seed_keys, cell.seed))
         folder = out_dir / cell.key
         jobs[cell.key] = Job(grid, cell, cfg, folder, needs, searches)

@@ -57,6 +57,11 @@ def _work(job: Job, cfg: Config, train: Callable, channel: Any) -> None:
             raise
         # Then this value is not the one to choose.
         measured = dict(accuracy=[(0, nan)], similarity={})
+    if not measured['accuracy']:
+        raise ValueError(
+            f'{metric} was never measured: the config does not validate '
+            f'before its last epoch ends'
+        )
     name, seed = job.cell.contestant.name, job.cell.seed
     result = Result(name, seed, job.digest, value=job.value, **measured)
     write_json(job.folder / RESULT_FILE, vars(result))

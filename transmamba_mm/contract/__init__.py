@@ -8,6 +8,7 @@ in :mod:`.families`; :mod:`.roles` is the vocabulary of their parameters,
 
 from .answers import AnswerReader, Answers
 from .embedding_head import EmbeddingHead
+from .epochs import EpochDependent
 from .families import FAMILIES, TeacherError, TeacherFamily, register
 from .frames import PerFrame
 from .inputs import ResizingDataPreprocessor, TeacherInput
@@ -30,6 +31,7 @@ __all__ = [
     'DirectionTaps',
     'EmbeddingHead',
     'Embeddings',
+    'EpochDependent',
     'GridStudent',
     'KeptChannels',
     'MambaStudent',

@@ -12,7 +12,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-#: Label of a token that no loss reads, PyTorch's.
+#: Label of a token, or of an image, that no loss reads; PyTorch's.
 IGNORED = -100
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from transmamba_mm.ops import linear
 
+from .answers import IGNORED
 from .embedding_head import embedding_head
 from .linear import is_linear
 from .records import TokenRecord
@@ -281,7 +282,10 @@ def _labels(samples: Optional[Sequence[BaseDataElement]] = None) -> Tensor:
     if samples and all('gt_score' in sample for sample in samples):
         return torch.stack([sample.gt_score for sample in samples])
     labels = [sample.get('gt_label') for sample in samples]
-    if not labels or any(x is None or x.numel() != 1 for x in labels):
+    lacking = any(
+        x is None or x.numel() != 1 or (x == IGNORED).any() for x in labels
+    )
+    if not labels or lacking:
         raise ValueError(
             'a method reads the labels, and not every image of the batch has '
             'one: leave that method out for unlabelled images'

@@ -6,12 +6,10 @@ from typing import Any
 from mmengine.logging import print_log
 
 from transmamba_mm.checks import check_int, check_number
+from transmamba_mm.contract.answers import IGNORED
 from transmamba_mm.registry import DATASETS
 
 from .fraction import drawn
-
-#: PyTorch's and mmpretrain's cross-entropy give 0 for this label.
-NO_LABEL = -100
 
 
 @DATASETS.register_module()
@@ -62,5 +60,5 @@ class PartlyLabelledDataset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         data = self.dataset[index]
         if not self._labelled[index]:
-            data['data_samples'].set_gt_label(NO_LABEL)
+            data['data_samples'].set_gt_label(IGNORED)
         return data

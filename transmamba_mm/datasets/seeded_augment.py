@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from transmamba_mm.checks import check_int
+from transmamba_mm.contract import EpochDependent
 from transmamba_mm.registry import DATASETS
 
 
 @DATASETS.register_module()
-class SeededAugment:
+class SeededAugment(EpochDependent):
     """Gives every sample ``num_views`` augmentations, always the same ones.
 
     Epoch e shows view ``e % num_views`` of all samples. What ``random``,
@@ -92,10 +93,22 @@ class SeededAugment:
         return data
 
 
+def random_states() -> tuple:
+    """States of ``random``, NumPy and PyTorch (CPU) in this process."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def restore_random(states: tuple) -> None:
+    """Goes on from such states."""
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
     """Draws from these numbers, and goes on as before thereafter."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = random_states()
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -104,6 +117,4 @@ def seeded(*numbers: int) -> Iterator[None]:
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        restore_random(states)

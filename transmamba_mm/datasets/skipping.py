@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from transmamba_mm.checks import UnreadableFileError
 from transmamba_mm.registry import DATASETS
 
+from .seeded_augment import random_states, restore_random
 from .transforms import EachImage, LoadVideo
 
 _CHUNK, _SHOWN = 64, 3
@@ -185,11 +186,15 @@ class SkipsUnreadable(BaseDataset):
         """
         if self._unreadable[idx]:
             return None
+        states = random_states()
         try:
             return self.pipeline(self.draw(idx))
         except UnreadableFileError as error:
             if self.on_error == 'error' or self.test_mode:
                 raise
+            # As if nothing had been drawn: a run that knows the file before,
+            # such as a resumed one, goes on with the same numbers.
+            restore_random(states)
             self._unreadable[idx] = True
             if self._unreadable.all():
                 raise type(error)(

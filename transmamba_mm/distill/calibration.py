@@ -69,6 +69,9 @@ class FeatureCalibration(BaseConnector, PairAware):
             Defaults to None: no interpolation, except that hierarchical
             students, and all where the teacher has an input size of its own,
             get the grid that the teacher has.
+        tap (str): Which one it reads, see
+            :class:`~transmamba_mm.distill.DirectionTaps`; tells the width of
+            the student's. Defaults to ``'out'``.
         student_backbone (str, optional): Name of the student's module, for
             models that hold several. Defaults to None, the only one.
         teacher_backbone (str, optional): Likewise of the teacher's.
@@ -86,6 +89,7 @@ class FeatureCalibration(BaseConnector, PairAware):
         directions: Optional[Sequence[str]] = None,
         shared: bool = False,
         grid: Optional[tuple[int, ...]] = None,
+        tap: str = 'out',
         student_backbone: Optional[str] = None,
         teacher_backbone: Optional[str] = None,
         init_cfg: Optional[dict] = None,
@@ -97,6 +101,7 @@ class FeatureCalibration(BaseConnector, PairAware):
         self.directions = directions
         self.shared = shared
         self.grid = tuple(grid) if grid else None
+        self.tap = tap
         self.student_backbone = student_backbone
         self.teacher_backbone = teacher_backbone
         #: Of the teacher's tokens in this step, told by the algorithm.
@@ -111,7 +116,9 @@ class FeatureCalibration(BaseConnector, PairAware):
         if self.mlps is not None:
             return
         backbone = pair.student(self.student_backbone).backbone
-        if self.in_channels is None:
+        if self.in_channels is None and self.tap == 'inner':
+            self.in_channels = [x.d_inner for x in backbone.mixers()]
+        elif self.in_channels is None:
             self.in_channels = backbone.layer_dims
         if self.num_layers is None:
             self.num_layers = backbone.num_layers

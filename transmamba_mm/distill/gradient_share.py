@@ -16,7 +16,7 @@ from transmamba_mm.contract.roles import in_group
 from transmamba_mm.registry import HOOKS
 
 from .algorithm import TransMambaDistill
-from .hooks import unwrapped
+from .hooks import refuse_sharded, unwrapped
 from .untouched import losses_of, untouched
 
 #: How names in the log start.
@@ -48,6 +48,14 @@ class GradientShareHook(Hook):
 
     def __init__(self, interval: int = 100) -> None:
         self.interval = check_int('interval', interval)
+
+    def before_train(self, runner: Runner) -> None:
+        """Refuses a model that is shared among processes.
+
+        Raises:
+            ValueError: If it is.
+        """
+        refuse_sharded(unwrapped(runner.model), 'GradientShareHook')
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None

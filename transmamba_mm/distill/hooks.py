@@ -27,6 +27,27 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
+def refuse_sharded(model: nn.Module, hook: str) -> None:
+    """Refuses a model whose weights are shared among processes.
+
+    Args:
+        model (nn.Module): The model.
+        hook (str): What cannot do with a share of them.
+
+    Raises:
+        ValueError: If they are.
+    """
+    try:
+        from torch.distributed.tensor import DTensor
+    except ImportError:  # PyTorch 2.4, which cannot share so
+        return
+    if any(isinstance(x, DTensor) for x in model.parameters()):
+        raise ValueError(
+            f'{hook} needs whole weights, and FullyShardStrategy shares them '
+            f'among processes: leave one of the two out'
+        )
+
+
 @HOOKS.register_module()
 class DistillMonitor(Hook):
     """Checks losses that set in later, then logs similarities.

@@ -259,6 +259,11 @@ def within_phases(
             if begin < end
             and (name in methods if methods else name not in named)
         ]
+        if not mine:
+            raise ValueError(
+                f'{name} has no phase to count in: the phases that name '
+                f'others alone leave it no time'
+            )
         first, last = max(span.begin, mine[0][0]), min(span.end, mine[-1][1])
         whole = all(one[1] == other[0] for one, other in zip(mine, mine[1:]))
         if not whole or first >= last:

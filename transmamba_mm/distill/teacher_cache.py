@@ -147,7 +147,9 @@ class TeacherCache:
         """
         rows, marks = self._rows(samples)
         stores = [self._stores[name] for name in recorders]
-        if not all(store.knows(rows, marks) for store in stores):
+        # Of all stores, as each may be of other images.
+        known = [store.knows(rows, marks) for store in stores]
+        if not all(known):
             return False
         for recorder, store in zip(recorders.values(), stores):
             recorder.reset_data_buffer()
@@ -155,11 +157,21 @@ class TeacherCache:
         return True
 
     def keep(self, recorders: Recorders, samples: Samples) -> None:
-        """Writes what recorders have recorded of these samples."""
+        """Writes what recorders have recorded of these samples.
+
+        With a ``dtype`` they have the rounded records from now on, so that
+        this pass over the data sees what later ones will.
+
+        Raises:
+            ValueError: If a number is too large for ``dtype``.
+        """
         rows, marks = self._rows(samples)
         for name, recorder in recorders.items():
-            _, tensors = _taken_apart(recorder.data_buffer, name)
-            self._stores[name].write(rows, marks, tensors)
+            layout, tensors = _taken_apart(recorder.data_buffer, name)
+            kept = self._stores[name].write(rows, marks, tensors)
+            if self.dtype is not None:
+                recorder.reset_data_buffer()
+                recorder.data_buffer.extend(_put_together(layout, kept))
 
     def flush(self) -> None:
         """Marks what has been written; it counts from then on."""
@@ -271,8 +283,9 @@ class _Store:
 
     def write(
         self, rows: np.ndarray, marks: np.ndarray, tensors: Sequence[Tensor]
-    ) -> None:
-        flat = []
+    ) -> list[Tensor]:
+        """Writes tensors; returns them as they will be read."""
+        flat, kept = [], []
         for part, tensor in zip(self._parts, tensors):
             if tensor.shape != (len(rows), *part['shape']):
                 raise ValueError(
@@ -281,20 +294,30 @@ class _Store:
                     f'{list(tensor.shape[1:])}: all images must have the '
                     f'same size'
                 )
-            tensor = tensor.to(getattr(torch, part['stored'])).flatten(1)
-            tensor = _viewed(tensor.contiguous(), torch.uint8)
-            flat.append(tensor.numpy(force=True))
+            stored = tensor.to(getattr(torch, part['stored']))
+            kept.append(stored.to(tensor.dtype))
+            narrower = part['stored'] != part['dtype']
+            if narrower and (kept[-1].isinf() & tensor.isfinite()).any():
+                raise ValueError(
+                    f'the teacher cache {self._folder} has to hold '
+                    f'{tensor.abs().max():g}, which {part["stored"]} cannot: '
+                    f'leave out its dtype'
+                )
+            stored = _viewed(stored.flatten(1).contiguous(), torch.uint8)
+            flat.append(stored.numpy(force=True))
         data = np.concatenate(flat, axis=1)
         if self._file is None:
             self._file = os.open(self._folder / 'records.bin', os.O_WRONLY)
-        for row, known, value in zip(rows, self._marks[rows], data):
+        new = self._marks[rows] == 0
+        for row, value in zip(rows[new], data[new]):
             # Not through the map, which would kill the process where the
             # disk is full.
-            if not known and self.width != os.pwrite(
+            if self.width != os.pwrite(
                 self._file, value, int(row) * self.width
             ):
                 raise OSError(f'no room left for {self._folder}')
-        self._unmarked.append((rows, marks))
+        self._unmarked.append((rows[new], marks[new]))
+        return kept
 
     def flush(self) -> None:
         if not self._unmarked:

@@ -32,8 +32,17 @@ class EpochSeedHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """Tells the dataset its first epoch."""
+        """Tells the dataset its first epoch.
+
+        The seeds of workers come from a generator of the dataloader's own in
+        an iteration-based run, which reads the data anew wherever a pass over
+        them ends.
+        """
         self._choose_view(runner)
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            seed = _combined(runner.seed, get_rank())
+            generator = torch.Generator().manual_seed(seed)
+            runner.train_dataloader.generator = generator
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seeds an epoch."""
@@ -57,8 +66,7 @@ class EpochSeedHook(Hook):
 
     @staticmethod
     def _seed(runner: Runner, step: int) -> None:
-        sequence = np.random.SeedSequence([runner.seed, step, get_rank()])
-        _seed_all(int(sequence.generate_state(1)[0]))
+        _seed_all(_combined(runner.seed, step, get_rank()))
 
 
 @HOOKS.register_module()
@@ -75,6 +83,11 @@ class BareFileHook(Hook):
         """Puts the content where every hook looks for it."""
         if 'state_dict' not in checkpoint:
             checkpoint['state_dict'] = dict(checkpoint)
+
+
+def _combined(*numbers: int) -> int:
+    """A seed of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _seed_all(seed: int) -> None:

@@ -29,6 +29,7 @@ from torch import nn
 
 from transmamba_mm.checkpoints.files import lookup, read_checkpoint
 from transmamba_mm.checks import is_int, is_sequence
+from transmamba_mm.contract.answers import IGNORED
 from transmamba_mm.contract.sites import LOGITS
 from transmamba_mm.datasets.inspect import (
     check_classes,
@@ -231,10 +232,15 @@ def _check_labels(
         )
 
 
+def _is_partly_labelled(dataset: Any) -> bool:
+    return any(
+        isinstance(x, PartlyLabelledDataset) for x in layers_of(dataset)
+    )
+
+
 def _check_unlabelled(dataset: Any, model: nn.Module) -> None:
     """Refuses losses that images without a label have no place in."""
-    layers = layers_of(dataset)
-    if not any(isinstance(x, PartlyLabelledDataset) for x in layers):
+    if not _is_partly_labelled(dataset):
         return
     if isinstance(model, TransMambaDistill):
         model = model.student
@@ -267,6 +273,8 @@ def _check_batch(name: str, loop: BaseLoop, batch: Any) -> None:
         if isinstance(sample, DataSample) and 'gt_label' in sample
     ]
     labels = torch.cat(labels).tolist() if labels else ()
+    if _is_partly_labelled(dataset):
+        labels = [label for label in labels if label != IGNORED]
     _check_labels(name, dataset, labels, loop.runner.cfg.get('model'))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from transmamba_mm.checks import check_int
 from transmamba_mm.datasets import SeededAugment
 from transmamba_mm.distill import TransMambaDistill
-from transmamba_mm.distill.hooks import unwrapped
+from transmamba_mm.distill.hooks import refuse_sharded, unwrapped
 from transmamba_mm.distill.teacher_cache import TeacherCache
 from transmamba_mm.registry import HOOKS
 
@@ -28,14 +28,16 @@ class TeacherCacheHook(Hook):
 
     Args:
         folder (str): Where the cache is; several runs may share it.
-        dtype (str, optional): ``'float16'`` halves the size. Defaults to
-            None: exactly what the teachers give.
+        dtype (str, optional): ``'float16'`` halves the size; the first run
+            sees rounded records, too. Defaults to None: exactly what the
+            teachers give.
         interval (int): Iterations after which what was written counts; a run
             that is killed loses that many. Defaults to 100.
 
     Raises:
-        ValueError: If the run has no such dataset or model, mixes images, or
-            the disk has no room, when training starts.
+        ValueError: If the run has no such dataset or model, mixes images,
+            shares the model among processes, or the disk has no room, when
+            training starts.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class TeacherCacheHook(Hook):
         dataset = loader.dataset
         if not isinstance(model, TransMambaDistill):
             raise ValueError('TeacherCacheHook is of TransMambaDistill')
+        refuse_sharded(model, 'TeacherCacheHook')
         if not isinstance(dataset, SeededAugment):
             raise ValueError(
                 'a teacher cache needs augmentation that comes again: wrap '

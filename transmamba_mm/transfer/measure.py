@@ -18,12 +18,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.dataset import worker_init_fn
-from mmengine.logging import print_log
+from mmengine.logging import MessageHub, print_log
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, Subset
 
-from transmamba_mm.contract import Teacher, TeacherError, read_teacher
+from transmamba_mm.contract import (
+    EpochDependent,
+    Teacher,
+    TeacherError,
+    read_teacher,
+)
+from transmamba_mm.contract.answers import IGNORED
 from transmamba_mm.contract.roles import HIDDEN, INNER, RESIDUAL, split_role
 from transmamba_mm.contract.sites import MIXER_INPUTS, Captured
 from transmamba_mm.contract.teacher import Scorer
@@ -99,12 +105,13 @@ def draw_batches(
             f'at least one batch of a share in (0, 1] of the training data '
             f'is needed, got {num} batches of {share}'
         )
-    total, size = len(dataloader.dataset), dataloader.batch_size or 32
+    data = dataloader.dataset
+    if isinstance(data, EpochDependent):
+        data.set_epoch(0)  # a training has not begun, which tells it
+    total, size = len(data), dataloader.batch_size or 32
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(total, generator=generator)
-    part = Subset(
-        dataloader.dataset, drawn[: max(1, round(share * total))].tolist()
-    )
+    part = Subset(data, drawn[: max(1, round(share * total))].tolist())
     return DataLoader(
         part,
         size,
@@ -172,7 +179,11 @@ def collect_changes(
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         wrapper = build_optim_wrapper(model, optim_wrapper or FINE_TUNING)
-        for batch in batches:
+        # Not the run's, whose log would tell norms of these gradients.
+        wrapper.message_hub = MessageHub('fine-tuning')
+        for batch in map(_labelled, batches):
+            if not batch['data_samples']:
+                continue
             _check_labels(batch['data_samples'], before.tensors)
             with wrapper.optim_context(model):
                 found = model(**batch, mode='loss')
@@ -197,6 +208,23 @@ def collect_changes(
         logger='current',
     )
     return score_changes(before, after)
+
+
+def _labelled(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch without the images that have no label."""
+    samples = batch['data_samples']
+    kept = [
+        i
+        for i, sample in enumerate(samples)
+        if 'gt_label' not in sample or (sample.gt_label != IGNORED).all()
+    ]
+    if len(kept) == len(samples):
+        return batch
+    return dict(
+        batch,
+        inputs=batch['inputs'][kept],
+        data_samples=[samples[i] for i in kept],
+    )
 
 
 def _check_labels(samples: Iterable[Any], tensors: dict) -> None:

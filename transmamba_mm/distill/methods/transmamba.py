@@ -317,6 +317,7 @@ class AdaptiveBidirectional(DistillMethod):
             directions=self.directions,
             shared=self.shared,
             grid=self.grid,
+            tap=self.tap,
             **self.towers(),
         )
         name = 'calibration'
