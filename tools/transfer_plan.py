@@ -10,6 +10,7 @@ Example::
 """
 
 import argparse
+from pathlib import Path
 
 import transmamba_mm  # noqa: F401  (first: it makes mmrazor importable)
 from transmamba_mm.apis import plan_transfer
@@ -33,6 +34,8 @@ def main() -> None:
     cli.add_cfg_options(parser)
     args = parser.parse_args()
     cfg = cli.load_config(args)
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise cli.UsageError(f"there is no folder for --json '{args.json}'")
     with mistakes.explained(cfg):
         plan = plan_transfer(cfg, args.shapes_only)
     print(plan.table())

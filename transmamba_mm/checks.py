@@ -191,10 +191,11 @@ def check_directions(directions: Any) -> tuple[str, ...]:
     _require(
         is_sequence(directions)
         and all(isinstance(name, str) for name in directions)
+        and not any('.' in name for name in directions)
         and 0 < len(set(directions)) == len(directions),
         'directions',
-        'a tuple of at least one scan order, each once (a second one is '
-        "called e.g. 'raster:2')",
+        'a tuple of at least one scan order by its bare name, each once (a '
+        "second one is called e.g. 'raster:2')",
         directions,
     )
     return tuple(directions)

@@ -113,6 +113,31 @@ def diagonal(h, w):
     return torch.tensor([cell[2] for cell in sorted(cells)])
 
 
+@pytest.mark.parametrize('backbone', [PlainMamba, VMamba])
+def test_an_order_may_be_registered_anew(registered, backbone):
+    """As by running a notebook's cell again: mixers and targets follow."""
+    name = registered('test_anew', diagonal)
+    depth = dict(depths=[1]) if backbone is VMamba else dict(num_layers=1)
+    options = dict(patch_size=4) if backbone is PlainMamba else {}
+    arch, images = dict(embed_dims=8, **depth), torch.randn(1, 3, 16, 16)
+
+    def orders():
+        directions = name, 'raster'
+        net = backbone(arch, img_size=16, directions=directions, **options)
+        net(images)
+        (mixer,) = net.mixers()
+        own = mixer.sequence_orders(16, (4, 4), 'cpu')[0]
+        return own.long(), net.scan_order(name, 4, 4)
+
+    mixed, told = orders()
+    assert mixed.equal(told) and told[0] == 0
+    SCAN_ORDERS.register_module(
+        name=name, module=lambda h, w: diagonal(h, w).flip(0), force=True
+    )
+    mixed, told = orders()
+    assert mixed.equal(told) and told[0] == 15
+
+
 def test_a_registered_order_works_by_name_alone(registered):
     name = registered('test_diagonal', diagonal)
     net = PlainMamba(

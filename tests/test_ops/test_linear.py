@@ -119,3 +119,45 @@ def test_plain_modules_use_it(onednn, monkeypatch):
     assert len(calls) == len(seen) == 1
     torch.testing.assert_close(out, layer(x))
     assert len(calls) == 1
+
+
+class Doubled(torch.Tensor):
+    """A weight with a product of its own, as quantised ones have."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        out = super().__torch_function__(function, types, args, kwargs)
+        return 2 * out if function is F.linear else out
+
+
+@pytest.mark.parametrize('shared', [False, True])
+def test_weights_with_a_product_of_their_own(shared, onednn):
+    layer = nn.Linear(6, 4, bias=False)
+    x, plain = torch.randn(5, 6), layer.weight.detach()
+    wanted = 2 * (x @ plain.mT)
+    layer.weight = nn.Parameter(plain.as_subclass(Doubled))
+    found = with_fast_linears(layer, x) if shared else linear(x, layer.weight)
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), wanted)
+
+
+def test_the_result_may_be_changed_in_place(onednn):
+    tensors = inputs((7, 24), 20)
+    factor = torch.tensor(3.0, requires_grad=True)
+    found, wanted = linear(*tensors), F.linear(*tensors)
+    found.mul_(factor)
+    ours = torch.autograd.grad(found.sum(), tensors)
+    theirs = torch.autograd.grad((wanted * factor).sum(), tensors)
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, **TOLERANCE)
+    with torch.no_grad():
+        out = linear(*tensors)
+    out.mul_(factor)
+
+
+def test_onednn_can_be_switched_off(onednn, monkeypatch):
+    monkeypatch.setattr(module, '_product', None)
+    x, weight, bias = inputs((7, 24), 20)
+    with torch.backends.mkldnn.flags(enabled=False):
+        linear(x, weight, bias)
+    with pytest.raises(TypeError):
+        linear(x, weight, bias)

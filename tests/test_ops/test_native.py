@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from transmamba_mm.ops import scan_backends
 from transmamba_mm.ops.backends import cpu
 from transmamba_mm.ops.native import build, library
 from transmamba_mm.ops.native.trust import (
@@ -286,3 +287,15 @@ def test_one_warning_says_what_is_missing(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert cpu.probe() == 'no compiler; get one'
+
+
+def test_a_compiler_is_looked_for_again(monkeypatch):
+    def fails():
+        raise library.LibraryError('no compiler yet')
+
+    library.forget()
+    with monkeypatch.context() as patched:
+        patched.setattr(library, 'load', fails)
+        assert scan_backends()['cpu'] == (False, 'no compiler yet')
+    assert scan_backends()['cpu'].available == (library.unavailable() is None)
+    assert library.unavailable() != 'no compiler yet'

@@ -190,7 +190,8 @@ def test_the_loop_by_the_environment_cannot_be_compiled(fresh):
 def test_states_of_another_backend_are_refused():
     *inputs, _, _ = op_arguments('torch')
     inputs = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs]
-    out, _, states = op.selective_scan(*inputs, False, 'torch')
+    out, _, states = op.selective_scan(*inputs, True, 'torch')
+    states = states.new_zeros(3)
     with pytest.raises(RuntimeError, match='used different backends'):
         op.selective_scan_backward(out, states, *inputs, [True] * 8, 'torch')
 
@@ -297,6 +298,26 @@ def test_jit_trace(backend):
     traced = torch.jit.trace(function, (u,), check_trace=False)
     assert 'transmamba_mm::selective_scan' in str(traced.graph)
     assert_close({'out': traced(u)}, {'out': function(u)})
+
+
+def test_what_was_traced_without_gradients_has_them(backend):
+    """As a saliency map of a model that was exported to be run."""
+    inputs = make_inputs()
+    u = inputs.pop('u')
+
+    def function(u):
+        return selective_scan(
+            u, **inputs, delta_softplus=True, backend=backend
+        )
+
+    with torch.no_grad():
+        traced = torch.jit.trace(function, (u,), check_trace=False)
+    u.requires_grad_()
+    grads = [
+        torch.autograd.grad(f(u).square().sum(), u)[0]
+        for f in (traced, function)
+    ]
+    torch.testing.assert_close(*grads)
 
 
 def test_use_does_not_import_the_compiler():

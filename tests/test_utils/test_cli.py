@@ -120,3 +120,10 @@ def test_an_error_is_one_line_that_a_terminal_can_show(capsys):
         cli.run_main(main)
     assert end.value.code == 2
     assert capsys.readouterr().err == 'error: one two [2J three\n'
+
+
+def test_a_work_dir_that_cannot_be_made(tmp_path):
+    (tmp_path / 'file').write_text('')
+    cfg = Config(dict(work_dir=str(tmp_path / 'file')))
+    with pytest.raises(cli.UsageError, match='file'), cli.locked(cfg):
+        pass

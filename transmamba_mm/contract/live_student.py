@@ -226,6 +226,12 @@ class Student:
         finally:
             for handle in handles:
                 handle.remove()
+        if len(seen) < len(handles):
+            raise RuntimeError(
+                f'{site!r} cannot be read: hooks were not called. Of a '
+                f'compiled backbone set torch._dynamo.config.'
+                f'skip_nnmodule_hook_guards = False before it runs'
+            )
         return self.record(site, seen)
 
     def record(self, site: str, seen: Mapping[str, Captured]) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from transmamba_mm.ops import reorder
 
-Grid = tuple[int, ...]
+from .records import Grid
 
 
 class DirectionTap(nn.Module):

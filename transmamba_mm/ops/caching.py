@@ -30,11 +30,14 @@ def lasting_tensors() -> Iterator[None]:
         yield
 
 
-def cached_tensors(maxsize: int) -> Callable:
+def cached_tensors(
+    maxsize: int, depends: Callable[..., Any] = lambda *args: None
+) -> Callable:
     """Decorates a function of plain values, to be called once for each.
 
     Args:
         maxsize: number of results to keep.
+        depends: gives what else the result depends on, of the arguments.
 
     Returns:
         A decorator of functions that return a tuple of tensors. What they
@@ -43,7 +46,7 @@ def cached_tensors(maxsize: int) -> Callable:
 
     def decorate(make: Callable) -> Callable:
         @functools.lru_cache(maxsize)
-        def cached(*args: Any) -> tuple[Tensor, ...]:
+        def cached(other: Any, *args: Any) -> tuple[Tensor, ...]:
             with lasting_tensors():
                 tensors = make(*args)
             # As `mark_static` does, which imports the compiler: sizes of
@@ -53,7 +56,7 @@ def cached_tensors(maxsize: int) -> Callable:
             return tensors
 
         def constant(*args: Any) -> tuple[Tensor, ...]:
-            return cached(*args)
+            return cached(depends(*args), *args)
 
         # torch.compile then calls the function once, as it is, and its graph
         # refers to the result, which must not be a bare tensor.

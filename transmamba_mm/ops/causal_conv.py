@@ -23,7 +23,7 @@ from .native import library
 
 _DTYPES = library.DTYPES
 _WIDTHS = (2, 3, 4)  # those of csrc/conv.h and causal_conv_triton.py
-_MOST_ON_GPU = 4  # directions, as in causal_conv_triton.py
+_MOST_ON_GPU = 4  # directions; more would not fit into the registers
 
 # The tracer of TorchScript knows no bool[]: hence int[].  With a weight
 # (D, width) there is one direction, and no axis of directions in `out`.

@@ -33,7 +33,6 @@ from .triton_launch import Launch, power_of_2
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
-MOST_DIRECTIONS = 4  # more would not fit into the registers
 BD = 64  # channels of a program
 # Programs below which the walk is cut up further.  A multiprocessor holds
 # about 16 of them, and there are 108 to 132.

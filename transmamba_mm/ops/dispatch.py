@@ -16,7 +16,9 @@ from typing import NamedTuple, Optional
 
 import torch
 
+from . import triton_launch
 from .backends.problem import ScanProblem
+from .native import library
 
 ENVIRONMENT_VARIABLE = 'TRANSMAMBA_SCAN_BACKEND'
 
@@ -188,6 +190,8 @@ def forget_probes() -> None:
     _module.cache_clear()
     _probe.cache_clear()
     _candidates.cache_clear()
+    library.forget()
+    triton_launch.forget()
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import transforms
@@ -62,7 +62,9 @@ class _OneDNNLinear(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         out = _product(x.view(-1, x.shape[-1]), weight, bias)
-        return out.view(*x.shape[:-1], weight.shape[0])
+        # Not a view of it, which nothing could change in place.
+        shape = (*x.shape[:-1], weight.shape[0])
+        return torch.ops.aten._unsafe_view(out, shape)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
@@ -89,16 +91,21 @@ class _OneDNNLinear(torch.autograd.Function):
         return x_grad, weight_grad, bias_grad
 
 
+# Subclasses, such as quantised weights, may have a product of their own.
+_PLAIN = (Tensor, nn.Parameter)
+
+
 def _stays_pytorch(x: Tensor) -> bool:
     """Whether the linear maps of an input are left to PyTorch."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
-        or not isinstance(x, Tensor)
+        or type(x) not in _PLAIN
         or x.device.type != 'cpu'
         or x.dtype != torch.float32
         or torch.is_autocast_enabled('cpu')
         or transforms.active()
+        or not torch._C._get_mkldnn_enabled()
         or not _onednn_pays()
     )
 
@@ -119,6 +126,8 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """
     if (
         _stays_pytorch(x)
+        or type(weight) not in _PLAIN
+        or type(bias) not in (type(None), *_PLAIN)
         or weight.dtype != torch.float32
         or x.numel() * weight.shape[0] < _SMALLEST
         # PyTorch says what does not fit.

@@ -13,7 +13,7 @@ from . import transforms, triton_launch
 from .checks import check_tensors
 from .native import library
 
-_WIDEST_ON_GPU = 8192  # as in rms_norm_triton.py
+_WIDEST_ON_GPU = 8192  # 16 values of a row per thread of 16 warps
 
 _lib = torch.library.Library('transmamba_mm', 'FRAGMENT')
 _lib.define('rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)')

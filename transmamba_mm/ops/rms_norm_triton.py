@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .triton_launch import Launch, power_of_2
 
-WIDEST = 8192  # values of a row: 16 per thread of 16 warps
 MOST_PROGRAMS = 512  # of the backward pass, hence rows for PyTorch to sum
 
 

@@ -229,11 +229,14 @@ def _backward(grad_out, states, *args):
     tensors = inputs[:_TENSORS]
     p = problem(*inputs)
     module = dispatch.choose(backend, p, True)
-    if tuple(states.shape) != tuple(module.states_shape(p)):
+    wanted = tuple(module.states_shape(p))
+    # Traced or exported under `no_grad`, and differentiated nevertheless.
+    unkept = tuple(states.shape) == (0,) != wanted
+    if not unkept and tuple(states.shape) != wanted:
         raise RuntimeError(
             'the backward pass of selective_scan got states of shape '
             f'{tuple(states.shape)}, but its backend keeps '
-            f'{tuple(module.states_shape(p))}: forward and backward used '
+            f'{wanted}: forward and backward used '
             'different backends. Do not change the backend between '
             'torch.compile and the run, or between a pass and its backward '
             'pass.'
@@ -246,6 +249,8 @@ def _backward(grad_out, states, *args):
         grads = [torch.zeros_like(x) if need else None for x, need in pairs]
     else:
         with _no_autocast(p.u.device.type):
+            if unkept:
+                _, _, states = module.forward(p, True)
             grads = module.backward(p, states, grad_out, tuple(needs))
     return _public_grads(grads, tensors, needs, len(p.reverse))
 

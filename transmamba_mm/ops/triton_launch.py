@@ -55,6 +55,11 @@ def _serves(index: Optional[int]) -> bool:
     return torch.cuda.get_device_capability(index) >= (8, 0)
 
 
+def forget() -> None:
+    """Look at the devices again when one is next asked for."""
+    _serves.cache_clear()
+
+
 def serves(index: Optional[int]) -> bool:
     """Tell whether Triton can be used on a CUDA device.
 

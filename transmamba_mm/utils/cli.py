@@ -15,7 +15,7 @@ import os
 import os.path as osp
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -444,12 +444,14 @@ def locked(cfg: Config) -> Iterator[None]:
         cfg (Config): The config, with ``work_dir`` and ``launcher``.
 
     Raises:
-        UsageError: If another run is at work there, naming it.
+        UsageError: If another run is at work there, naming it, or it cannot
+            be made.
     """
     rank = os.environ.get(_RANKS.get(cfg.get('launcher'), ''), '0')
-    try:
-        # The first process has it for all.
-        with lock.locked(cfg.work_dir) if rank == '0' else nullcontext():
-            yield
-    except lock.InUseError as error:
-        raise UsageError(str(error)) from error
+    with ExitStack() as stack:
+        if rank == '0':  # which has it for all
+            try:
+                stack.enter_context(lock.locked(cfg.work_dir))
+            except (lock.InUseError, OSError) as error:
+                raise UsageError(str(error)) from error
+        yield

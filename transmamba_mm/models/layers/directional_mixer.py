@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from transmamba_mm.checks import check_directions, check_int, check_width
-from transmamba_mm.contract.scan_orders import scan_order
+from transmamba_mm.contract.scan_orders import order_functions, scan_order
 from transmamba_mm.contract.taps import DirectionTaps, Grid
 from transmamba_mm.ops import linear, with_fast_linears
 from transmamba_mm.ops.caching import cached_tensors
@@ -24,7 +24,7 @@ from transmamba_mm.ops.caching import cached_tensors
 from .linear import bias_of, is_plain
 
 
-@cached_tensors(maxsize=64)
+@cached_tensors(maxsize=64, depends=order_functions)
 def _scan_orders(
     directions: tuple[str, ...], device: str, *grid: int
 ) -> tuple[Tensor]:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transmamba_mm.checks import check_int
-from transmamba_mm.contract.scan_orders import scan_order
+from transmamba_mm.contract.scan_orders import order_functions, scan_order
 from transmamba_mm.contract.taps import Grid
 from transmamba_mm.ops import multi_scan, with_fast_linears
 from transmamba_mm.ops.caching import cached_tensors
@@ -54,7 +54,7 @@ def move_rows(order: Tensor, grid: tuple[int, int]) -> Tensor:
     return result
 
 
-@cached_tensors(maxsize=64)
+@cached_tensors(maxsize=64, depends=order_functions)
 def _scan_tables(
     directions: tuple[str, ...], h: int, w: int, device: str
 ) -> tuple[Tensor, Tensor]:

@@ -28,9 +28,10 @@ def winner(
     """
     key = _key(modules, p, keep)
     if key not in _winners:
-        if torch.cuda.is_current_stream_capturing():
-            return modules[0]
-        _winners[key] = min(modules, key=lambda x: _seconds(x, p, keep))
+        with torch.cuda.device(p.u.device):  # of the streams and events
+            if torch.cuda.is_current_stream_capturing():
+                return modules[0]
+            _winners[key] = min(modules, key=lambda x: _seconds(x, p, keep))
     return _winners[key]
 
 

@@ -129,6 +129,11 @@ def _load_error() -> Optional[str]:
     return None
 
 
+def forget() -> None:
+    """Try again, if it failed, when it is next asked for."""
+    _load_error.cache_clear()
+
+
 def unavailable() -> Optional[str]:
     """Tell why :func:`load` fails on this machine; None if it does not."""
     return _load_error()
