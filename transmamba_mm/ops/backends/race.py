@@ -28,7 +28,8 @@ def winner(
     """
     key = _key(modules, p, keep)
     if key not in _winners:
-        with torch.cuda.device(p.u.device):  # of the streams and events
+        # Streams and events are of the current device.
+        with torch.cuda.device(p.u.device.index):
             if torch.cuda.is_current_stream_capturing():
                 return modules[0]
             _winners[key] = min(modules, key=lambda x: _seconds(x, p, keep))
