@@ -7,6 +7,7 @@ computes on the CPU.
 
 import sys
 import types
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -275,6 +276,14 @@ def test_the_race_is_run_once_per_problem(monkeypatch):
     monkeypatch.setattr(
         torch.cuda, 'is_current_stream_capturing', lambda: capturing
     )
+    current = []
+
+    @contextmanager
+    def device(chosen):
+        current.append(chosen)
+        yield
+
+    monkeypatch.setattr(torch.cuda, 'device', device)
     a, b = (types.ModuleType(name) for name in 'ab')
     from transmamba_mm.ops.scan_op import problem
 
@@ -291,3 +300,5 @@ def test_the_race_is_run_once_per_problem(monkeypatch):
     other = problem(*tensors, True, None, [False], False, True)
     assert race.winner([a, b], other, True) is a
     assert len(calls) == 6
+    # Events and streams are of the tensors' device, not of the current one.
+    assert set(current) == {p.u.device}

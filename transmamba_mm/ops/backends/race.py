@@ -29,7 +29,7 @@ def winner(
     key = _key(modules, p, keep)
     if key not in _winners:
         # Streams and events are of the current device.
-        with torch.cuda.device(p.u.device.index):
+        with torch.cuda.device(p.u.device):
             if torch.cuda.is_current_stream_capturing():
                 return modules[0]
             _winners[key] = min(modules, key=lambda x: _seconds(x, p, keep))
