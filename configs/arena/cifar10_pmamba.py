@@ -138,8 +138,12 @@ contestants = [
 ]
 references = ['subclone_only', 'scratch']
 pairs = [
-    ('transmamba', 'logits'),
-    ('transmamba', 'mixer_hidden_logits'),
-    ('transmamba', 'fast_mixer_hidden_logits'),
-    ('transmamba', 'short_mixer_hidden_logits'),
+    ('transmamba', other)
+    for other in (
+        'logits',
+        'mixer_hidden_logits',
+        'fast_mixer_hidden_logits',
+        'short_mixer_hidden_logits',
+        *_rivals,
+    )
 ]
