@@ -16,6 +16,7 @@ from transmamba_mm.registry import HOOKS
 
 from .algorithm import TransMambaDistill
 from .losses import DistillLoss
+from .schedule import DTensor
 from .untouched import losses_of, untouched
 
 # How names in the log start that a distillation may leave out for a time.
@@ -37,10 +38,6 @@ def refuse_sharded(model: nn.Module, hook: str) -> None:
     Raises:
         ValueError: If they are.
     """
-    try:
-        from torch.distributed.tensor import DTensor
-    except ImportError:  # PyTorch 2.4, which cannot share so
-        return
     if any(isinstance(x, DTensor) for x in model.parameters()):
         raise ValueError(
             f'{hook} needs whole weights, and FullyShardStrategy shares them '
