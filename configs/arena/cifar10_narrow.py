@@ -12,6 +12,7 @@ _base_ = [
     '../_base_/methods/hidden_states.py',
     '../_base_/methods/lifted_tokens.py',
     '../_base_/methods/logits_kd.py',
+    '../_base_/teachers/vit_64x4_24.py',
 ]
 
 title = 'Smaller PlainMambas from a small ViT, 5,000 images of CIFAR-10'
@@ -75,7 +76,14 @@ contestants = [
             name=f'subclone_{importance}-{student}',
             config=_path.format('subclone'),
             needs={'custom_hooks.0.teacher_ckpt': 'teacher'},
-            options=_options(changes, 'model', 2e-3, **_kept(importance)),
+            options=_options(
+                changes,
+                'model',
+                2e-3,
+                # Measured importance needs the teacher itself.
+                **{'custom_hooks.0.teacher': _base_.teacher},
+                **_kept(importance),
+            ),
             variant=student,
         )
         for student, changes in _students.items()

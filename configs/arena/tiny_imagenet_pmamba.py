@@ -11,6 +11,10 @@ what is finished so far::
 
 _base_ = [
     '../_base_/methods/transmamba_paper.py',
+    '../_base_/methods/transmamba_released.py',
+    '../_base_/methods/last_layer_hint.py',
+    '../_base_/methods/attention_bridge.py',
+    '../_base_/methods/one_for_all.py',
     '../_base_/methods/logits_kd.py',
     '../_base_/methods/hidden_states.py',
     '../_base_/methods/mixer_matching.py',
@@ -31,6 +35,22 @@ _logits = dict(_base_.logits_kd, in_alpha=True)
 _warm_up = dict(_base_.mixer_matching, end=0.25)
 _after = dict(begin=0.25)
 _phase = dict(end=0.25, trains='mixers', task_loss=False)
+
+# Weight of the labels, and the methods beside subcloning.
+_rivals = {
+    'released': (0.5, [_base_.transmamba_released]),
+    'released_logits': (0.3, [_base_.transmamba_released, _logits]),
+    'last_layer_hint': (0.5, [_base_.last_layer_hint]),
+    'exits': (0.5, [_base_.one_for_all]),
+    # As its authors: no labels, soft logits at temperature 1.
+    'bridge': (
+        0.0,
+        [
+            _base_.attention_bridge,
+            dict(_base_.logits_kd, tau=1.0, in_alpha=True),
+        ],
+    ),
+}
 
 contestants = [
     dict(
@@ -85,6 +105,19 @@ contestants = [
         needs=_needs,
         options={'model': _base_.transmamba_paper},
     ),
+    *(
+        dict(
+            name=name,
+            config=_distill,
+            needs=_needs,
+            options={
+                'model.alpha': alpha,
+                'model.distiller.methods': methods,
+                'model.distiller.phases': [],
+            },
+        )
+        for name, (alpha, methods) in _rivals.items()
+    ),
     dict(name='scratch', config=_path.format('student_pmamba')),
 ]
 references = ['subclone_only', 'scratch']
@@ -93,4 +126,6 @@ pairs = [
     ('transmamba', 'hidden_logits'),
     ('mixer_hidden_logits', 'hidden_logits'),
     ('hidden_logits', 'logits'),
+    *(('transmamba', name) for name in ('logits', *_rivals)),
+    ('released_logits', 'hidden_logits'),
 ]
