@@ -8,6 +8,8 @@ they are a part 6 times, or 30,000 once. Learning rates are those of
         --work-dir work_dirs/cifar10_unlabelled
 """
 
+_base_ = '../_base_/datasets/cifar10_24_held-out.py'
+
 title = 'Few labels, more images: PlainMamba on CIFAR-10, 30,000 images seen'
 seeds = [0, 1, 2]
 # Each seed draws images of its own, and which of them have labels.
@@ -17,18 +19,20 @@ seed_keys = [
     'train_dataloader.dataset.dataset.seed',
 ]
 
-_config = 'configs/arena/cifar10/{}_pmamba_unlabelled.py'
-_distilled = dict(
-    config=_config.format('distill'),
-    needs={'model.teacher_ckpt': 'teacher'},
-)
+_path = 'configs/arena/cifar10/{}.py'
 
 
-def _images(count):
+def _options(count, lr):
     epochs = 30000 // count
+    images = dict(_base_.train_dataloader['dataset'], fraction=count / 45000)
     return {
-        'train_dataloader.dataset.labelled': 1250 / count,
-        'train_dataloader.dataset.dataset.fraction': count / 45000,
+        'train_dataloader.dataset': dict(
+            _delete_=True,
+            type='transmamba.PartlyLabelledDataset',
+            dataset=images,
+            labelled=1250 / count,
+        ),
+        'optim_wrapper.optimizer.lr': lr,
         'param_scheduler.0.end': 0.05 * epochs,
         'param_scheduler.1.begin': 0.05 * epochs,
         'param_scheduler.1.end': epochs,
@@ -40,18 +44,23 @@ def _images(count):
 contestants = [
     dict(
         name='teacher',
-        config='configs/arena/cifar10/teacher_vit.py',
+        config=_path.format('teacher_vit'),
         seeds=[0],
     ),
     *(
-        dict(_distilled, name=f'default_{count}', options=_images(count))
+        dict(
+            name=f'default_{count}',
+            config=_path.format('distill_pmamba'),
+            needs={'model.teacher_ckpt': 'teacher'},
+            options=_options(count, 8e-3),
+        )
         for count in (1250, 5000, 30000)
     ),
     dict(
         name='subclone_only',
-        config=_config.format('subclone'),
+        config=_path.format('subclone_pmamba'),
         needs={'custom_hooks.0.teacher_ckpt': 'teacher'},
-        options=_images(1250),
+        options=_options(1250, 2e-3),
     ),
 ]
 references = ['subclone_only']

@@ -93,7 +93,6 @@ def read_row(x, offset, n, stride, N: tl.constexpr, ALIGN: tl.constexpr):
 
 @triton.jit
 def read_vector(x, offset, mask, MASKED: tl.constexpr):
-    """Read; 0 where the mask is False, if anything is masked at all."""
     """Read a weight per channel, zeros if there are none."""
     y = tl.zeros(mask.shape, tl.float32)
     if x is not None:
