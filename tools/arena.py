@@ -19,6 +19,7 @@ from pathlib import Path
 from transmamba_mm.arena import (
     beside_paper,
     digests_of,
+    jobs_of,
     plan_jobs,
     read_grid,
     run_jobs,
@@ -50,6 +51,12 @@ def parse_args() -> argparse.Namespace:
         '--seeds', type=int, help="how many of the grid's seeds; all of them"
     )
     parser.add_argument(
+        '--only',
+        nargs='+',
+        metavar='NAME',
+        help='contestants to run, with what they need; wildcards are allowed',
+    )
+    parser.add_argument(
         '--jobs',
         type=int,
         help='cells at a time; without it one per GPU or core, at most 4',
@@ -73,7 +80,8 @@ def main() -> None:
         if args.work_dir:
             jobs = plan_jobs(grid, folder)
             if args.command == 'run':
-                failed = run_jobs(jobs, folder, args.jobs)
+                chosen = jobs_of(jobs, args.only or ['*'])
+                failed = run_jobs(chosen, folder, args.jobs)
             digests = digests_of(jobs)
         board = write_report(grid, folder, digests)
         if args.command == 'paper':

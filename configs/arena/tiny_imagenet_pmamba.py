@@ -69,6 +69,7 @@ contestants = [
         name='mixer_hidden_logits',
         config=_distill,
         needs=_needs,
+        wave=1,
         options={
             **_labels,
             'model.distiller.methods': [
@@ -93,6 +94,7 @@ contestants = [
         name='logits',
         config=_distill,
         needs=_needs,
+        wave=1,
         options={
             **_labels,
             'model.distiller.methods': [_logits],
@@ -110,6 +112,7 @@ contestants = [
             name=name,
             config=_distill,
             needs=_needs,
+            wave=1,
             options={
                 'model.alpha': alpha,
                 'model.distiller.methods': methods,
@@ -118,7 +121,7 @@ contestants = [
         )
         for name, (alpha, methods) in _rivals.items()
     ),
-    dict(name='scratch', config=_path.format('student_pmamba')),
+    dict(name='scratch', config=_path.format('student_pmamba'), wave=1),
 ]
 references = ['subclone_only', 'scratch']
 pairs = [

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,10 @@ from transmamba_mm.arena import (
     Search,
     run,
     run_grid,
+    run_jobs,
     write_report,
 )
-from transmamba_mm.arena.plan import digests_of, plan_jobs
+from transmamba_mm.arena.plan import digests_of, jobs_of, plan_jobs
 from transmamba_mm.arena.results import (
     read_choices,
     read_result,
@@ -411,6 +413,24 @@ def test_a_wider_search_runs_again_only_what_it_changes(
     assert run_grid(other, tmp_path, train=peaked) == []
     assert len(attempts(final)) == 2
     assert read_result(final).value == 0.195
+
+
+def test_some_contestants_run_with_what_they_need(tmp_path, config):
+    grid = searching(config)
+    more = Contestant('b', config, {'model.lr': 1.0, 'model.data': ''})
+    grid = replace(grid, contestants=[*grid.contestants, more])
+    jobs = plan_jobs(grid, tmp_path)
+    assert run_jobs(jobs_of(jobs, ['teach*']), tmp_path, train=peaked) == []
+    assert {run.name for run in read_results(grid, tmp_path)} == {'teacher'}
+    chosen = jobs_of(jobs, ['a'])
+    assert [job.cell.contestant.name for job in chosen].count('a') == 6 + 2
+    assert len(chosen) == 1 + 6 + 2
+    assert run_jobs(chosen, tmp_path, train=peaked) == []
+    names = [run.name for run in read_results(grid, tmp_path)]
+    assert names == ['teacher', 'a', 'a']
+    assert jobs_of(jobs, ['*']) == jobs
+    with pytest.raises(ValueError, match="no contestant 'c"):
+        jobs_of(jobs, ['a', 'c?'])
 
 
 def test_a_failed_search_leaves_its_contestant_out(tmp_path, config, capsys):

@@ -3,7 +3,7 @@
 
 from .grid import Contestant, Grid, Search, read_grid
 from .paper import beside_paper
-from .plan import digests_of, plan_jobs
+from .plan import digests_of, jobs_of, plan_jobs
 from .report import write_report
 from .run import run_grid, run_jobs
 from .statistics import Difference, mean_and_deviation, paired_difference
@@ -15,6 +15,7 @@ __all__ = [
     'Search',
     'beside_paper',
     'digests_of',
+    'jobs_of',
     'mean_and_deviation',
     'paired_difference',
     'plan_jobs',

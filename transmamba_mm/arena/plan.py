@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Optional
@@ -163,6 +164,32 @@ def plan_jobs(grid: Grid, out_dir: Path) -> list[Job]:
         folder = out_dir / cell.key
         jobs[cell.key] = Job(grid, cell, cfg, folder, needs, searches)
     return list(jobs.values())
+
+
+def jobs_of(jobs: Sequence[Job], patterns: Sequence[str]) -> list[Job]:
+    """Those of some contestants, and what they wait for.
+
+    Args:
+        jobs (Sequence[Job]): All of a grid.
+        patterns (Sequence[str]): Names of contestants, with the wildcards of
+            a shell.
+
+    Raises:
+        ValueError: If a pattern fits no contestant.
+    """
+    names = {job.cell.contestant.name for job in jobs}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f'no contestant {pattern!r}; there are {sorted(names)}'
+            )
+    chosen: set[Job] = set()
+    # From the end, as each job comes after those it waits for.
+    for job in reversed(jobs):
+        name = job.cell.contestant.name
+        if job in chosen or any(fnmatchcase(name, p) for p in patterns):
+            chosen |= {job} | job.before
+    return [job for job in jobs if job in chosen]
 
 
 def digests_of(jobs: Sequence[Job]) -> dict[str, Optional[str]]:
