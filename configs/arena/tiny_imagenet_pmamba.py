@@ -65,6 +65,20 @@ contestants = [
     ),
     # The default recipe, whose mixers have four times the rate at first.
     dict(name='transmamba', config=_distill, needs=_needs),
+    # It with twice that rate at first, and with twice the time for it.
+    *(
+        dict(
+            name=f'transmamba_{name}',
+            config=_distill,
+            needs=_needs,
+            options={f'model.distiller.phases.0.{key}': value},
+            wave=1,
+        )
+        for name, key, value in [
+            ('8x', 'lr_mult', 8.0),
+            ('half', 'end', 0.5),
+        ]
+    ),
     dict(
         name='mixer_hidden_logits',
         config=_distill,
@@ -125,6 +139,8 @@ contestants = [
 ]
 references = ['subclone_only', 'scratch']
 pairs = [
+    ('transmamba_8x', 'transmamba'),
+    ('transmamba_half', 'transmamba'),
     ('transmamba', 'mixer_hidden_logits'),
     ('transmamba', 'hidden_logits'),
     ('mixer_hidden_logits', 'hidden_logits'),
