@@ -164,3 +164,34 @@ def test_contestants_are_multiplied_by_axes():
 def test_what_the_report_names_takes_part(settings, said):
     with pytest.raises(ValueError, match=said):
         Grid('', [Contestant('a', '')], [0], **settings)
+
+
+@pytest.mark.parametrize(
+    ('text', 'said'),
+    [
+        ("title = ''\nseeds = [0]", 'no grid: it has no .*contestants'),
+        (
+            "title = ''\nseeds = [0]\ncontestants = []\nreference = []",
+            'reference does nothing: is it references',
+        ),
+        (
+            "title = ''\nseeds = [0]\ncontestants = [dict(name='a')]",
+            "no .'config'.",
+        ),
+        (
+            "title = ''\nseeds = [0]\n"
+            "contestants = [dict(name='a', config='a', option={})]",
+            "unknown .'option'.",
+        ),
+    ],
+)
+def test_mistakes_in_a_grids_file(text, said, tmp_path):
+    path = tmp_path / 'grid.py'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_grid(str(path))
+
+
+def test_a_seed_twice():
+    with pytest.raises(ValueError, match=r'a seed twice: \[0, 0\]'):
+        Grid('', [Contestant('a', '')], [0, 0])

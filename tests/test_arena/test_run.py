@@ -492,3 +492,47 @@ def test_cells_that_measure_nothing(tmp_path, config, capsys):
     blind = Contestant('blind', config, {'val_dataloader': None})
     with pytest.raises(ValueError, match=r'blind_seed0: .* no val_dataloader'):
         plan_jobs(Grid('', [blind], [0]), tmp_path)
+
+
+# ------------------------------------------- what a grid says, in its order
+
+
+def killed(cfg, report, metric):
+    """Stands in for training that is killed in the middle."""
+    save_checkpoint(cfg)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_repetition_of_a_teacher_is_no_teacher(tmp_path, config):
+    """Its old result must not vouch for a checkpoint of the middle."""
+    grid = pair(config, student={'model.fails': True})
+    run_grid(grid, tmp_path, workers=1, train=pretend)
+    job = plan_jobs(grid, tmp_path)[0]
+    shutil.rmtree(job.work_dir)
+    assert len(run_grid(grid, tmp_path, workers=1, train=killed)) == 2
+    assert job.checkpoint() is not None
+    assert not job.is_finished()
+
+
+def test_overrides_are_merged_one_after_the_other(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text(CONFIG.replace('model = dict(', 'model = dict(lr=0, '))
+    contestants = [Contestant('a', str(path), {'model': dict(b=2)})]
+    search = Search('model.lr', [0.1], [9], {'model': dict(b=3)})
+    grid = Grid(
+        '', contestants, [0], {'model.a': 1, 'model.b': 1}, search=search
+    )
+    tried, final = (dict(job.base.model) for job in plan_jobs(grid, tmp_path))
+    assert (final['a'], final['b']) == (1, 2)
+    assert (tried['a'], tried['b']) == (1, 3)
+
+
+def test_results_of_another_metric_do_not_count(tmp_path, config, capsys):
+    grid = Grid('', [Contestant('a', config)], [0])
+    assert run_grid(grid, tmp_path, train=pretend) == []
+    other = replace(grid, metric='accuracy/top5')
+    assert read_results(other, tmp_path) == []
+    assert 'it measured accuracy/top1' in capsys.readouterr().out
+    assert run_grid(other, tmp_path, train=pretend) == []
+    assert len(attempts(tmp_path / 'a_seed0')) == 2
+    assert read_results(other, tmp_path)[0].metric == 'accuracy/top5'

@@ -46,3 +46,11 @@ def test_only_shared_seeds_count():
 )
 def test_what_is_said(ours, said):
     assert str(paired_difference(ours, {0: 1.0, 1: 2.0})) == said
+
+
+def test_a_result_that_is_no_number_spoils_only_its_own():
+    mean, deviation = mean_and_deviation([1.0, math.nan])
+    assert math.isnan(mean)
+    assert math.isnan(deviation)
+    found = paired_difference({0: 1.0, 1: math.nan}, {0: 0.0, 1: 0.0})
+    assert not found.is_separable

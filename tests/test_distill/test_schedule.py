@@ -232,6 +232,16 @@ def test_mistakes_of_a_phase(scheduled, phase, message):
         scheduled(dict(MIXERS, end=0.5), phases=[phase])
 
 
+def test_a_gap_where_the_task_has_no_loss(make):
+    settings = dict(
+        architecture=tiny_student(arch=dict(embed_dims=16, num_layers=2)),
+        distiller=of_methods(dict(KL, end=0.5)),
+    )
+    make(**settings)
+    with pytest.raises(ValueError, match='from 0.5 to 1 of the training no'):
+        make(**settings, calculate_student_loss=False)
+
+
 def test_a_misspelt_option_of_a_phase(scheduled):
     with pytest.raises(TypeError, match='train'):
         scheduled(MIXERS, phases=[dict(train='mixers')])

@@ -7,7 +7,11 @@ from helpers import build, pmamba_cfg, vit_cfg
 from torch import nn
 
 from transmamba_mm.contract import read_teacher
-from transmamba_mm.transfer import Subcloner, TransferError
+from transmamba_mm.transfer import (
+    SubcloneInitializer,
+    Subcloner,
+    TransferError,
+)
 from transmamba_mm.transfer.importance import (
     CRITERIA,
     score_channels,
@@ -174,3 +178,17 @@ def test_select_is_ascending_and_best():
     score = torch.tensor([0.1, 5.0, -1.0, 3.0, 4.0])
     assert select(score, 3).tolist() == [1, 3, 4]
     assert select(score, 5).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ('importance', 'reference', 'measures'),
+    [
+        ('activation', 'reference.pth', True),
+        ('least_changed', 'reference.pth', False),
+        ('least_changed', None, True),
+        ('magnitude', None, False),
+    ],
+)
+def test_what_asks_a_running_teacher(importance, reference, measures):
+    hook = SubcloneInitializer(importance=importance, reference_ckpt=reference)
+    assert hook.measures == measures

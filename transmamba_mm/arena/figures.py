@@ -56,8 +56,9 @@ def draw_results(
                 continue
             points = _points(board, name, axis)
             color = colors[i % len(colors)]
+            style = ('-', ':')[i // len(colors) % 2]
             x, mean, std = zip(*points) if points else ((), (), ())
-            panel.plot(x, mean, color=color, label=label)
+            panel.plot(x, mean, style, color=color, label=label)
             panel.fill_between(
                 x,
                 [m - s for m, s in zip(mean, std)],

@@ -4,6 +4,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from itertools import chain, product, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -78,7 +79,7 @@ class Cell(NamedTuple):
     @property
     def key(self) -> str:
         """str: Unique in the grid, and the name of the cell's folder."""
-        tried = '' if self.value is None else f'@{self.value:g}'
+        tried = '' if self.value is None else f'@{self.value:.12g}'
         return f'{self.contestant.name}{tried}_seed{self.seed}'
 
 
@@ -131,8 +132,11 @@ class Grid:
                 raise ValueError(f'{name!r} is no folder name, or there twice')
             if unknown := set(contestant.needs.values()) - known:
                 raise ValueError(f'{name!r} needs {unknown}, not before it')
-            if not self.cells_of(contestant):
+            seeds = [cell.seed for cell in self.cells_of(contestant)]
+            if not seeds:
                 raise ValueError(f'{name!r} has no seed to run with')
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f'{name!r} has a seed twice: {seeds}')
             if contestant.search and self.search is None:
                 raise ValueError(f'{name!r} searches, but the grid does not')
             known.add(name)
@@ -224,6 +228,14 @@ def expand(
     Returns:
         list[Contestant]: One for each combination of labels.
     """
+    known = {each.name for each in fields(Contestant)} | {'axes'}
+    for each in contestants:
+        if unknown := each.keys() - known:
+            raise ValueError(
+                f'a contestant has unknown {sorted(unknown)}: {each}'
+            )
+        if missing := {'name', 'config'} - each.keys():
+            raise ValueError(f'a contestant has no {sorted(missing)}: {each}')
     own = {each['name']: each.get('axes', list(axes)) for each in contestants}
     expanded = []
     for each in contestants:
@@ -269,6 +281,13 @@ def read_grid(path: str, seeds: Optional[int] = None) -> Grid:
         path = Path(path) / GRID_FILE
     cfg = Config.fromfile(path).to_dict()
     names = {each.name for each in fields(Grid)}
+    if missing := {'title', 'contestants', 'seeds'} - cfg.keys():
+        raise ValueError(f'{path} is no grid: it has no {sorted(missing)}')
+    # A config may have variables of its own, but these are mistakes.
+    for key in cfg.keys() - names - {'axes'}:
+        close = get_close_matches(key, [*names, 'axes'], 1, 0.85)
+        if close and not key.startswith('_'):
+            raise ValueError(f'{path}: {key} does nothing: is it {close[0]}?')
     given = {key: value for key, value in cfg.items() if key in names}
     given.update(
         contestants=expand(cfg['contestants'], cfg.get('axes', {})),

@@ -13,6 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Optional
 
@@ -130,6 +131,7 @@ class Job:
             result is not None
             and self.is_settled
             and result.digest == self.digest
+            and result.metric in (None, self.grid.metric)
         )
 
 
@@ -145,15 +147,18 @@ def plan_jobs(grid: Grid, out_dir: Path) -> list[Job]:
         needs = {k: jobs[other.key] for k, other in grid.needs(cell).items()}
         searches = [jobs[other.key] for other in grid.searches(cell)]
         cfg = deepcopy(read(cell.contestant.config))
-        options = {**grid.options, **cell.contestant.options}
+        sources = [grid.options, cell.contestant.options]
         keys = [*grid.seed_keys, *needs]
         if cell.value is not None:
-            options.update(grid.search.options)
+            sources.append(grid.search.options)
             keys.append(grid.search.key)
-        for each in (*options, *keys):
+        options = [*chain.from_iterable(each.items() for each in sources)]
+        for each in (*(key for key, _ in options), *keys):
             _check_key(cfg, each, cell)
-        # Merging takes `_delete_` out of what it merges.
-        cfg.merge_from_dict(deepcopy(options))
+        # One by one: of 'a.b' and 'a' in one call only one counts. Merging
+        # takes `_delete_` out of what it merges.
+        for key, value in options:
+            cfg.merge_from_dict({key: deepcopy(value)})
         check_config_keys(settings_of(cfg))
         if cfg.get('val_dataloader') is None:
             raise ValueError(

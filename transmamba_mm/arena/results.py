@@ -37,6 +37,7 @@ class Result:
             without validation, and with codecarbon ``energy_kwh`` and
             ``co2_kg``. Empty in results of earlier versions.
         device (str): ``'cpu'`` or the GPU's name; empty as well.
+        metric (str, optional): What was measured; None as well.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Result:
     value: Optional[float] = None
     costs: list = field(default_factory=list)
     device: str = ''
+    metric: Optional[str] = None
 
     @property
     def final(self) -> float:
@@ -132,7 +134,7 @@ def read_choices(
     choices = {}
     for contestant in grid.contestants:
         cells = grid.search_cells(contestant)
-        found = _read(cells, out_dir, digests)
+        found = _read(grid, cells, out_dir, digests)
         if cells and len(found) == len(cells):
             choices[contestant.name] = choose(
                 (result.value, result.final) for result in found
@@ -156,7 +158,8 @@ def read_results(
     choices = read_choices(grid, out_dir, digests)
     results = []
     for contestant in grid.contestants:
-        found = _read(grid.cells_of(contestant), out_dir, digests)
+        cells = grid.cells_of(contestant)
+        found = _read(grid, cells, out_dir, digests)
         if grid.search_cells(contestant):
             choice = choices.get(contestant.name)
             found = [r for r in found if choice and r.value == choice.value]
@@ -165,17 +168,22 @@ def read_results(
 
 
 def _read(
-    cells: Sequence[Cell], out_dir: Path, digests: Optional[Digests]
+    grid: Grid,
+    cells: Sequence[Cell],
+    out_dir: Path,
+    digests: Optional[Digests],
 ) -> list[Result]:
     results = []
     for cell in cells:
         result = read_result(out_dir / cell.key)
         if result is None:
             continue
-        if digests is None or result.digest == digests[cell.key]:
-            results.append(result)
-        else:
+        if digests is not None and result.digest != digests[cell.key]:
             print(f'{cell.key}: left out, its config has changed since')
+        elif result.metric not in (None, grid.metric):
+            print(f'{cell.key}: left out, it measured {result.metric}')
+        else:
+            results.append(result)
     return results
 
 

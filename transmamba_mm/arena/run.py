@@ -63,7 +63,9 @@ def _work(job: Job, cfg: Config, train: Callable, channel: Any) -> None:
             f'before its last epoch ends'
         )
     name, seed = job.cell.contestant.name, job.cell.seed
-    result = Result(name, seed, job.digest, value=job.value, **measured)
+    result = Result(
+        name, seed, job.digest, value=job.value, metric=metric, **measured
+    )
     write_json(job.folder / RESULT_FILE, vars(result))
 
 
@@ -226,8 +228,12 @@ def _is_over(job: Job, owed: set[Job]) -> bool:
     if job.is_finished():
         if job.searches:
             print(f'{job.cell.key}: finished before, with {job.value:g}')
-        return job not in owed or job.checkpoint() is not None
-    if read_result(job.folder):
+        if job not in owed or job.checkpoint() is not None:
+            return True
+        print(f'{job.cell.key}: its checkpoint is gone, it runs again')
+        # Or a kill would leave it beside a checkpoint of the middle.
+        (job.folder / RESULT_FILE).unlink()
+    elif read_result(job.folder):
         print(f'{job.cell.key}: its config has changed, it runs again')
         (job.folder / RESULT_FILE).unlink()
     return False

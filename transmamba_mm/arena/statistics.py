@@ -1,10 +1,10 @@
 # Copyright (c) The transmamba_mm authors. Licensed under Apache-2.0.
 """What runs with the same seeds say about two methods."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Optional
 
+import numpy as np
 from scipy.stats import t as student_t
 
 CONFIDENCE = 0.95
@@ -70,5 +70,5 @@ def paired_difference(
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation, which is 0 of a single value."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return statistics.mean(values), spread
+    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return float(np.mean(values)), float(spread)

@@ -423,8 +423,9 @@ class TransMambaDistill(SingleTeacherDistill):
                     f"student: say 'mixers', 'all', or some of the roles "
                     f'{sorted(kinds)}'
                 )
-        if self.calculate_student_loss:
-            self.schedule.check_no_gap(list(self._mappings))
+        self.schedule.check_no_gap(
+            list(self._mappings), self.calculate_student_loss
+        )
 
     def _idle_loss(self, losses: Iterable[str]) -> dict[str, Tensor]:
         """A zero that keeps idle parameters in the graph.

@@ -178,11 +178,12 @@ class Schedule:
         later = (phase for phase in self.phases if progress < phase.end)
         return next(later, Phase())
 
-    def check_no_gap(self, losses: Sequence[str]) -> None:
+    def check_no_gap(self, losses: Sequence[str], task_loss: bool) -> None:
         """Complains of a time at which there is nothing to learn.
 
         Args:
             losses (Sequence[str]): Names of all distillation losses.
+            task_loss (bool): Whether phases may have a task loss at all.
 
         Raises:
             ValueError: If no loss counts in a part of a phase that has no
@@ -190,7 +191,8 @@ class Schedule:
         """
         spans = [self.spans.get(name, Span()) for name in losses]
         for begin, end in self._stretches():
-            if not self._phase(begin).task_loss and not any(
+            task = task_loss and self._phase(begin).task_loss
+            if not task and not any(
                 span.begin <= begin < span.end for span in spans
             ):
                 raise ValueError(

@@ -180,8 +180,12 @@ class SubcloneInitializer(Hook):
     @property
     def measures(self) -> bool:
         """bool: Whether a running teacher may be asked for something."""
-        chosen = self.importance in ('least_changed', 'activation')
-        return self.centre_keys or (chosen and self.reference_ckpt is None)
+        changes = self.importance == 'least_changed'
+        return (
+            self.centre_keys
+            or self.importance == 'activation'
+            or (changes and self.reference_ckpt is None)
+        )
 
     def before_run(self, runner: Runner) -> None:
         """Subclones, unless testing, resuming or already done."""

@@ -306,6 +306,11 @@ class AttentionSSM(SSMSource):
         """Keeps the student's residual channels of a projection."""
         if dims == weight.shape[1]:
             return weight
+        if dims > weight.shape[1]:
+            raise TransferError(
+                f"ssm_from='attention' needs a student that is not wider than "
+                f'its teacher: {dims} and {weight.shape[1]} channels'
+            )
         return weight.index_select(1, sub.indices(RESIDUAL, None, dims))
 
     def _fill_in_proj(
