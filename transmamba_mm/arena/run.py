@@ -230,12 +230,14 @@ def _is_over(job: Job, owed: set[Job]) -> bool:
             print(f'{job.cell.key}: finished before, with {job.value:g}')
         if job not in owed or job.checkpoint() is not None:
             return True
-        print(f'{job.cell.key}: its checkpoint is gone, it runs again')
-        # Or a kill would leave it beside a checkpoint of the middle.
-        (job.folder / RESULT_FILE).unlink()
+        reason = 'checkpoint is gone'
     elif read_result(job.folder):
-        print(f'{job.cell.key}: its config has changed, it runs again')
-        (job.folder / RESULT_FILE).unlink()
+        reason = 'config has changed'
+    else:
+        return False
+    print(f'{job.cell.key}: its {reason}, it runs again')
+    # Or a kill would leave it beside a checkpoint of the middle.
+    (job.folder / RESULT_FILE).unlink()
     return False
 
 
